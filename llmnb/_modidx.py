@@ -761,6 +761,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'llmnb.notebook.verbs._option': ('notebook/verbs.html#_option', 'llmnb/notebook/verbs.py'),
                                       'llmnb.notebook.verbs._said': ('notebook/verbs.html#_said', 'llmnb/notebook/verbs.py'),
                                       'llmnb.notebook.verbs._say': ('notebook/verbs.html#_say', 'llmnb/notebook/verbs.py'),
+                                      'llmnb.notebook.verbs._short': ('notebook/verbs.html#_short', 'llmnb/notebook/verbs.py'),
                                       'llmnb.notebook.verbs._sizes': ('notebook/verbs.html#_sizes', 'llmnb/notebook/verbs.py'),
                                       'llmnb.notebook.verbs._strategy': ('notebook/verbs.html#_strategy', 'llmnb/notebook/verbs.py'),
                                       'llmnb.notebook.verbs._train_names': ('notebook/verbs.html#_train_names', 'llmnb/notebook/verbs.py'),

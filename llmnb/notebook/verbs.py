@@ -233,7 +233,7 @@ def playground(
     from llmnb.notebook.playground import playground
     return playground(desk["model"], desk["tok"], " ".join(prompt) or "The")
 
-# %% ../../nbs/notebook/03_verbs.ipynb #1aca621c
+# %% ../../nbs/notebook/03_verbs.ipynb #e8f0192e
 def status(
     desk, # the notebook's names
 ):
@@ -248,9 +248,14 @@ _in_words = dict(
     tok=lambda t: f"{t.vocab_size:,} tokens",
     data=lambda d: f"{d.train.n_tokens:,} tokens to train on, {d.valid.n_tokens:,} held out, context {d.ctx}",
     model=lambda m: f"{m.config.family}, {m.num_parameters()/1e6:.3g} M parameters, context {m.config.ctx}, on {m.device}",
-    trainer=lambda t: f"{t.state}, step {t.step} of {t.steps}, in {t.run}",
+    trainer=lambda t: f"{t.state}, step {t.step} of {t.steps}, in {_short(t.run)}",
     out=lambda o: f"{len(o.ids)} tokens, ended by {o.finish_reason}",
 )
+
+def _short(run):
+    "A run's folder as it is called under `settings.runs_path`; elsewhere, all of its path."
+    home = settings.runs_path.resolve()
+    return f"the run {run.relative_to(home)}" if home in run.parents else run
 
 def _words_for(describe, obj):
     try: return describe(obj)
