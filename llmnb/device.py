@@ -36,7 +36,8 @@ def pick_device(
         raise ValueError(f"device = {name!r} is not a device; expected auto, cpu, mps, cuda or cuda:N.") from None
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(found.type, 1)
     if (found.index or 0) >= count:
-        raise ValueError(f"device = {name!r}, but this machine has {count} of them; use device={_best_device()!r}, or 'auto'.")
+        raise ValueError(f"device = {name!r}, but this machine has {count} of them; "
+                         f"use device={_best_device()!r}, or 'auto'.")
     return found
 
 # %% ../nbs/01_device.ipynb #76a0399f
@@ -45,7 +46,7 @@ class Probe:
     "What a device was seen to do: the fastest sound number format, and the rates behind that."
     device: str # name of the hardware
     dtype: str # "float32", "bfloat16" or "float16"
-    fp32_precision: str # for `torch.set_float32_matmul_precision`: "highest", or "medium" where that is faster and as exact
+    fp32_precision: str # "highest", or "medium" where faster and as exact; for `torch.set_float32_matmul_precision`
     rates: dict = field(default_factory=dict) # format -> FLOP/s of one matrix product
     errors: dict = field(default_factory=dict) # format -> relative error of that product against float64
 
@@ -85,7 +86,7 @@ def measure_rates(
     exact, rates, errors = a[:64].double() @ b.double(), {}, {}
     for name, dtype, precision in (("float32", torch.float32, "highest"), ("float32 medium", torch.float32, "medium"),
                                    ("bfloat16", torch.bfloat16, "highest"), ("float16", torch.float16, "highest")):
-        with _matmul_precision(precision), suppress(RuntimeError, TypeError):   # a format the device refuses has no rate
+        with _matmul_precision(precision), suppress(RuntimeError, TypeError):   # a format that is refused has no rate
             x, y = a.to(device, dtype), b.to(device, dtype)
             errors[name] = float(((x @ y)[:64].double().cpu() - exact).norm() / exact.norm())
             rates[name] = _rate(x, y)
@@ -150,7 +151,8 @@ def pick_dtype(
     if name == "auto": name = probe(device).dtype
     name = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(name, name)
     if name not in ("float64", "float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype = {dtype!r} is not a number format; expected auto, float32, bfloat16, float16 or float64.")
+        raise ValueError(f"dtype = {dtype!r} is not a number format; "
+                         "expected auto, float32, bfloat16, float16 or float64.")
     return getattr(torch, name)
 
 # %% ../nbs/01_device.ipynb #3bc922dc
@@ -166,7 +168,7 @@ def seed_everything(
     if "numpy" in sys.modules: sys.modules["numpy"].random.seed(seed % 2**32)
     return seed
 
-# %% ../nbs/01_device.ipynb #487652bd
+# %% ../nbs/01_device.ipynb #93a57ae0
 def in_notebook() -> bool:
     "Whether this is a Jupyter kernel (or nbdev's test shell, which stands in for one)."
     if "IPython" not in sys.modules: return False
@@ -174,19 +176,19 @@ def in_notebook() -> bool:
     return shell is not None and (hasattr(shell, "kernel") or type(shell).__module__.startswith("execnb"))
 
 def is_captured() -> bool:
-    "Whether output is stored by a program (nbconvert, papermill, nbdev-test) and not watched; `LLMNB_CAPTURED=1` or `0` decides."
+    "Whether a program stores the output (nbconvert, papermill, nbdev-test) unseen; `LLMNB_CAPTURED=1` or `0` decides."
     said = os.environ.get("LLMNB_CAPTURED")
     if said: return said not in ("0", "false", "no")
     if not in_notebook(): return False
     shell = sys.modules["IPython"].get_ipython()
-    return type(shell).__module__.startswith("execnb") or any(w in _parent_command() for w in _batch)
+    return type(shell).__module__.startswith("execnb") or any(Path(word).stem in _batch for word in _parent_command())
 
-_batch = ("nbconvert", "nbclient", "jupyter-execute", "papermill", "ploomber", "nbmake", "pytest")
+_batch = {"nbconvert", "jupyter-nbconvert", "jupyter-execute", "papermill", "ploomber", "nbclient", "pytest", "py.test"}
 
 def _parent_command():
-    "The command line of the process that started this kernel, where the system tells it."
-    try: return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    except OSError: return os.environ.get("_", "")
+    "The words of the command that started this kernel, where the system tells them."
+    try: return Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError: return [os.environ.get("_", "")]
 
 # %% ../nbs/01_device.ipynb #0a09ab64
 def pick_ui(

@@ -71,13 +71,15 @@ def token_strip(
 # %% ../nbs/03_display.ipynb #2aeeabdd
 def _cell(v):
     if isinstance(v, float): return "" if math.isnan(v) else f"{v:,.4g}" if abs(v) < 1e5 else f"{v:,.0f}"
-    return f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) and abs(v) >= 1e4 else "" if v is None else str(v)
+    if isinstance(v, int) and not isinstance(v, bool) and abs(v) >= 1e4: return f"{v:,}"
+    return "" if v is None else str(v)
 
 def _records(rows):
     return rows.to_dict("records") if hasattr(rows, "to_dict") else [dict(r) for r in rows]
 
 def _numeric(rows, column):
-    return all(isinstance(r.get(column), (int, float, type(None))) and not isinstance(r.get(column), bool) for r in rows)
+    values = [r.get(column) for r in rows]
+    return all(isinstance(v, (int, float, type(None))) and not isinstance(v, bool) for v in values)
 
 # %% ../nbs/03_display.ipynb #bbdbd791
 def table(
@@ -88,11 +90,13 @@ def table(
     rows = _records(rows)
     columns = list(dict.fromkeys(k for r in rows for k in r))
     td = "padding:3px 10px;border-bottom:1px solid rgba(128,128,128,.25);vertical-align:top;text-align:"
-    def line(tag, cells): return "<tr>" + "".join(f'<{tag} style="{td}{a}">{escape(c)}</{tag}>' for c, a in cells) + "</tr>"
+    def line(tag, cells):
+        return "<tr>" + "".join(f'<{tag} style="{td}{a}">{escape(c)}</{tag}>' for c, a in cells) + "</tr>"
     side = {c: "right" if rows and _numeric(rows, c) else "left" for c in columns}
     head = line("th", [(c, side[c]) for c in columns])
     body = "".join(line("td", [(_cell(r.get(c)), side[c]) for c in columns]) for r in rows)
-    caption = f'<caption style="text-align:left;color:{_muted};padding:3px 10px">{escape(title)}</caption>' if title else ""
+    above = f"text-align:left;color:{_muted};padding:3px 10px"
+    caption = f'<caption style="{above}">{escape(title)}</caption>' if title else ""
     shown = f'<table style="border-collapse:collapse">{caption}<thead>{head}</thead><tbody>{body}</tbody></table>'
     return Static(shown, _text_table(rows, columns, title))
 
@@ -209,7 +213,8 @@ def line_chart(
         pairs = [(float(x), float(y)) for x, y in zip(xs, ys) if sound(y)]
         if pairs: clean[name] = thin(*map(list, zip(*pairs)), most=max(50, width))
     if not clean:
-        raise ValueError(f"line_chart: no finite point in {', '.join(curves) or 'no curves'}; expected {{name: (xs, ys)}}.")
+        raise ValueError(f"line_chart: no finite point in {', '.join(curves) or 'no curves'}; "
+                         "expected {name: (xs, ys)}.")
     box = (52 if y_label else 44, 24 if title else 10, width - 12, height - (34 if x_label else 22))
     axes = _Axes([x for xs, _ in clean.values() for x in xs], [y for _, ys in clean.values() for y in ys], box, log_y)
     body, at = _frame(axes, title, x_label, y_label, width, height), box[2]
@@ -233,7 +238,8 @@ def bar_chart(
     width:int=460, # pixels
 ) -> Static:
     "Horizontal bars, the longest as wide as the picture allows."
-    if len(labels) != len(values): raise ValueError(f"{len(labels)} labels but {len(values)} values; expected one for each.")
+    if len(labels) != len(values):
+        raise ValueError(f"{len(labels)} labels but {len(values)} values; expected one for each.")
     top, row = 24 if title else 6, 20
     left = 14 + 7 * max((len(visible(str(l))) for l in labels), default=0)
     scale = (width - left - 56) / (max(values, default=0) or 1)
@@ -245,14 +251,16 @@ def bar_chart(
         body += [_text(left - 6, y + 13, visible(str(label)), "end", 'font-family="ui-monospace,monospace"'),
                  f'<rect {shape} fill="{_tints[0]}" fill-opacity=".75"/>', _text(left + wide + 5, y + 13, short(v))]
     svg = _svg(width, top + row * len(labels) + 4, "".join(body))
-    text = "\n".join(([title] if title else []) + [f"{visible(str(l))!r:>14} {short(v)}" for l, v in zip(labels, values)])
+    lines = [f"{visible(str(l))!r:>14} {short(v)}" for l, v in zip(labels, values)]
+    text = "\n".join([title, *lines] if title else lines)
     return Static(svg_image(svg, text), text, svg)
 
 # %% ../nbs/03_display.ipynb #bf8665e4
 _mono = 'font-family="ui-monospace,monospace"'
 
 def _square(x, y, size, opacity):
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}" fill="{_tints[0]}" fill-opacity="{opacity:.3f}"/>'
+    shape = f'x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}"'
+    return f'<rect {shape} fill="{_tints[0]}" fill-opacity="{opacity:.3f}"/>'
 
 def _longest(labels): return max((len(visible(str(l))) for l in labels or []), default=0)
 
@@ -280,7 +288,8 @@ def heat_map(
              for i, r in enumerate(m) for j, v in enumerate(r) if math.isfinite(v) and v > low]
     edge = f'x="{left-.5:.1f}" y="{top-.5:.1f}" width="{cols*cell}" height="{rows*cell}"'
     body += [f'<rect {edge} fill="none" stroke="{_muted}" stroke-opacity=".4"/>']
-    body += [_text(left - 5, top + (i + .5) * cell + 4, visible(str(l)), "end", _mono) for i, l in enumerate(row_labels or [])]
+    body += [_text(left - 5, top + (i + .5) * cell + 4, visible(str(l)), "end", _mono)
+             for i, l in enumerate(row_labels or [])]
     for j, l in enumerate(col_labels or []):
         x, y = left + (j + .5) * cell, top - 5
         body.append(_text(x, y, visible(str(l)), "start", f'{_mono} transform="rotate(-50 {x:.1f} {y:.1f})"'))

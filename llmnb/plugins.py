@@ -127,7 +127,8 @@ class Registry:
 
 # %% ../nbs/02_plugins.ipynb #0b2cd8b2
 def _unknown(registry, name, known):
-    return f"{registry} has no {name!r}. {did_you_mean(name, known)}It has: {', '.join(sorted(known)) or 'nothing yet'}."
+    has = ", ".join(sorted(known)) or "nothing yet"
+    return f"{registry} has no {name!r}. {did_you_mean(name, known)}It has: {has}."
 
 @cache
 def _registry(name): return Registry(name)

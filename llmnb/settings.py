@@ -64,7 +64,8 @@ _settings = (
     Setting("cache_path", Path("~/.cache/llmnb").expanduser(), _path,
             "folder of what can be made again: packed texts, measurements"),
     Setting("ui", "auto", _choice("auto", "live", "text", "static", "none"),
-            "how progress is shown: auto is live in a notebook, text in a terminal, one frame where output is captured"),
+            "how progress is shown: auto is live in a notebook, text in a terminal, "
+            "one frame where output is captured"),
     Setting("offline", False, _boolean, "true: never ask the network"),
     Setting("scale", "full", _choice("full", "quick"),
             "size of tutorials and benchmarks: full as published, quick for tests"),
@@ -89,7 +90,8 @@ def _read_ini(path):
     except (configparser.Error, UnicodeDecodeError) as e:
         if "[llmnb]" not in path.read_bytes().decode("utf-8", "replace"): return None
         why = str(e).splitlines()[0]
-        raise SettingsError(f"{path} cannot be read as an ini file: {why}. Expected lines `name = value` under [llmnb].") from e
+        raise SettingsError(f"{path} cannot be read as an ini file: {why}. "
+                            "Expected lines `name = value` under [llmnb].") from e
     return dict(ini["llmnb"]) if "llmnb" in ini else None
 
 # %% ../nbs/00_settings.ipynb #439725cd
@@ -141,14 +143,15 @@ def _lookup(name, overrides):
 
 # %% ../nbs/00_settings.ipynb #2d584d05
 class Settings:
-    "The run-time defaults: each read looks at overrides, the environment, `settings.ini`, the built-in default, in this order."
+    "The run-time defaults: a read looks at overrides, environment, `settings.ini`, built-in default, in this order."
     def __init__(self): self._overrides = {}
     def __getattr__(self, name):
         if name.startswith("_"): raise AttributeError(name)
         return _lookup(name, self._overrides)[0]
     def __setattr__(self, name, value):
         if not name.startswith("_"):
-            raise SettingsError(f"settings.{name} = {value!r} is not how to set it: use settings.override({name}={value!r}).")
+            raise SettingsError(f"settings.{name} = {value!r} is not how to set it: "
+                                f"use settings.override({name}={value!r}).")
         super().__setattr__(name, value)
     def __dir__(self): return [*super().__dir__(), *(s.name for s in _settings)]
 
@@ -177,6 +180,7 @@ class _Undo:
     def __init__(self, settings, old): self.settings, self.old = settings, old
     def __enter__(self): return self.settings
     def __exit__(self, *_): self.settings._overrides = self.old
-    def __repr__(self): return "settings override: " + ", ".join(f"{k}={v}" for k, v in self.settings._overrides.items())
+    def __repr__(self):
+        return "settings override: " + ", ".join(f"{k}={v}" for k, v in self.settings._overrides.items())
 
 settings = Settings()

@@ -163,3 +163,23 @@ def test_captured_is_told_by_the_environment(monkeypatch):
     assert is_captured() and pick_ui("live") == "static"
     monkeypatch.setenv("LLMNB_CAPTURED", "0")
     assert not is_captured() and pick_ui("live") == "live"
+
+
+def test_a_folder_called_after_pytest_does_not_make_a_capture(monkeypatch):
+    from llmnb import device
+    monkeypatch.delenv("LLMNB_CAPTURED", raising=False)
+    monkeypatch.setattr(device, "in_notebook", lambda: True)
+    import IPython
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    for words, captured in ((["/usr/bin/python", "/home/x/pytest-course/bin/jupyter-lab"], False), (["python", "-m", "papermill", "a.ipynb"], True),
+                            (["/v/bin/jupyter-nbconvert", "--execute"], True), (["jupyter", "nbconvert"], True), (["/v/bin/pytest"], True)):
+        monkeypatch.setattr(device, "_parent_command", lambda: words)
+        assert device.is_captured() is captured, words
+
+
+def test_cores_are_shared_unless_somebody_says_how_to_wait():
+    "`import llmnb` shortens the spin of OpenMP, and leaves what a person has set."
+    show = "import llmnb, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    said = lambda **env: subprocess.run([sys.executable, "-c", show], env={**clean, **env}, capture_output=True, text=True).stdout.strip()
+    assert said() == "10000" and said(GOMP_SPINCOUNT="7") == "7" and said(OMP_WAIT_POLICY="ACTIVE") == "None"

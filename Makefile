@@ -1,0 +1,67 @@
+# Every target sets itself up: the first one makes .venv and installs what pyproject.toml asks for, at the
+# versions of constraints.txt.   PYTHON=python3.12 make test   uses another interpreter (3.10 or newer).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab docs export notebooks lock clean distclean
+
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+TORCH       ?= 2.13.0
+JOBS        ?= 2
+ARGS        ?=
+PIP_ARGS    ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help: ## this list
+	@echo "llmnb: the notebook workbench for language models"; echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo; echo "  Variables: PYTHON=python3.12  JOBS=4 (tests at a time)  ARGS='-k text' (for pytest)  CONSTRAINTS=/dev/null (newest packages)"
+
+# torch comes first and in its pinned build; what ships sample text and SmolLM2 carries data but asks for packages
+# that nobody needs (and some that no longer exist), so it is installed without its dependencies.
+$(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "llmnb needs Python 3.10 or newer: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing llmnb and what it needs (once; about two minutes and 3 GB)"
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[dev]'
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --no-deps $$($(BIN)/python tools/extra.py samples)
+	@touch $@
+
+demo: $(READY) ## train and use a small GPT on Shakespeare: the quickstart, run from top to bottom
+	@$(BIN)/python tools/demo.py
+
+test: $(READY) ## every test: all notebooks, and tests/
+	@tools/chromium.sh || true
+	@$(BIN)/python -m pytest -n $(JOBS) --durations 10 $(ARGS)
+
+lab: $(READY) ## open JupyterLab on the quickstart
+	@$(BIN)/jupyter lab nbs/tutorials/01_quickstart.ipynb
+
+docs: $(READY) ## build the documentation site in _docs/
+	@$(BIN)/python tools/docs.py
+
+export: $(READY) ## notebooks -> llmnb/ and README.md, and clean the notebooks
+	@$(BIN)/python tools/export.py
+
+notebooks: $(READY) ## run all pages again and keep what they show (or one: make notebooks NB=nbs/00_settings.ipynb)
+	@$(BIN)/python tools/execute.py --in-place $(NB)
+
+lock: ## make constraints.txt again, from the newest packages that pyproject.toml allows
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) -U pip setuptools
+	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) torch==$(TORCH) -e '.[bench,dev]'
+	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) --no-deps $$(build/lock/bin/python tools/extra.py samples)
+	@build/lock/bin/python tools/lock.py > build/constraints.txt && mv build/constraints.txt constraints.txt
+	@rm -rf build/lock && echo "constraints.txt: $$(grep -c == constraints.txt) packages. Now: make test"
+
+clean: ## remove what was built (not .venv, not your runs)
+	@rm -rf _proc _docs build dist test-results runs/demo .pytest_cache .hypothesis *.egg-info
+	@find llmnb nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs -r rm -rf
+
+distclean: clean ## clean, and remove .venv
+	@rm -rf $(VENV)

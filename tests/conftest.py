@@ -1,0 +1,47 @@
+"What all tests share: small and offline by default, nothing written outside temporary folders."
+import os, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/"tools"))            # the tools are tested as modules
+
+os.environ.setdefault("LLMNB_SCALE", "quick")
+os.environ.setdefault("LLMNB_OFFLINE", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")    # two tests at a time on two cores
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def root():
+    "The top of the repository."
+    return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_places(tmp_path_factory):
+    "Runs and caches of a test session go to a temporary folder, also those of subprocesses."
+    folder = tmp_path_factory.mktemp("places")
+    for name in ("runs", "cache"): os.environ[f"LLMNB_{name.upper()}_PATH"] = str(folder/name)
+    return folder
+
+
+def pages():
+    "Every notebook of nbs/."
+    return sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(ROOT).parts))
+
+
+TOGETHER = ("tests/test_docs.py", "tests/test_plugins.py", "tests/browser/")   # files whose tests share something costly
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "`make test` runs tests one by one on the free worker, but those of a file in `TOGETHER` on the same."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return nodeid.split("::")[0] if nodeid.startswith(TOGETHER) else nodeid
+
+    return Scheduler(config, log)
