@@ -57,9 +57,9 @@ def _installed():
 class PluginWarning(UserWarning):
     "A plugin that was left out, and why."
 
-# %% ../nbs/02_plugins.ipynb #98384500
-class Registry:
-    "Names and the objects behind them: built-in, from installed packages, and registered in this session."
+# %% ../nbs/02_plugins.ipynb #053c7b70
+class _Names:
+    "What a registry holds, without importing any of it."
     def __init__(self,
         name:str, # one of `REGISTRIES`
     ):
@@ -78,6 +78,19 @@ class Registry:
         "The names that can be asked for."
         return sorted(self.entries())
 
+    def __contains__(self, name): return name in self.entries()
+    def __iter__(self): return iter(self.names())
+    def __repr__(self): return f"Registry({self.name!r}: {', '.join(self.names()) or 'empty'})"
+
+    def _warn(self, entry, what):
+        if (entry.dist, entry.name) in self._warned: return
+        self._warned.add((entry.dist, entry.name))
+        who = f"plugin {entry.name!r} of distribution {entry.dist!r} ({entry.where})"
+        warnings.warn(f"{who}: {what}.", PluginWarning, stacklevel=3)
+
+# %% ../nbs/02_plugins.ipynb #0e5fa8d7
+class Registry(_Names):
+    "Names and the objects behind them: built-in, from installed packages, and registered in this session."
     def get(self,
         name:str, # what is looked for
     ) -> Any: # the object, imported now if it was not before
@@ -97,7 +110,8 @@ class Registry:
     ) -> Any: # the object itself
         "Add an entry for this session; it takes the place of one with that name."
         if obj is None: return lambda o: self.register(name, o)
-        self.session[name] = _Entry(name, lambda: obj, "this session", getattr(obj, "__qualname__", type(obj).__name__))
+        where = getattr(obj, "__qualname__", type(obj).__name__)
+        self.session[name] = _Entry(name, lambda: obj, "this session", where)
         return obj
 
     def resolve(self,
@@ -114,16 +128,6 @@ class Registry:
             try: out[name] = self.get(name)
             except BrokenPlugin: pass
         return out
-
-    def __contains__(self, name): return name in self.entries()
-    def __iter__(self): return iter(self.names())
-    def __repr__(self): return f"Registry({self.name!r}: {', '.join(self.names()) or 'empty'})"
-
-    def _warn(self, entry, what):
-        if (entry.dist, entry.name) in self._warned: return
-        self._warned.add((entry.dist, entry.name))
-        who = f"plugin {entry.name!r} of distribution {entry.dist!r} ({entry.where})"
-        warnings.warn(f"{who}: {what}.", PluginWarning, stacklevel=3)
 
 # %% ../nbs/02_plugins.ipynb #0b2cd8b2
 def _unknown(registry, name, known):
