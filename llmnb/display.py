@@ -264,7 +264,7 @@ def _square(x, y, size, opacity):
 
 def _longest(labels): return max((len(visible(str(l))) for l in labels or []), default=0)
 
-# %% ../nbs/03_display.ipynb #f8e2907d
+# %% ../nbs/03_display.ipynb #571cde78
 def heat_map(
     matrix, # (rows, columns) numbers: nested lists, an array or a tensor
     row_labels:list|None=None, col_labels:list|None=None, # texts
@@ -293,7 +293,7 @@ def heat_map(
     for j, l in enumerate(col_labels or []):
         x, y = left + (j + .5) * cell, top - 5
         body.append(_text(x, y, visible(str(l)), "start", f'{_mono} transform="rotate(-50 {x:.1f} {y:.1f})"'))
-    width = max(left + cols * cell + (20 + 4 * _longest(col_labels) if col_labels else 4), 8 + 7.5 * len(title))
+    width = max(left + cols * cell + (20 + 4 * _longest(col_labels) if col_labels else 4), 8 + 8.4 * len(title))
     svg = _svg(width, top + rows * cell + 4, "".join(body))
     text = f"{title or 'matrix'}: {rows} x {cols}, from {short(low)} to {short(high)}"
     return Static(svg_image(svg, text), text, svg)
