@@ -687,7 +687,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'llmnb/notebook/magics.py'),
                                        'llmnb.notebook.magics.make_matcher': ( 'notebook/magics.html#make_matcher',
                                                                                'llmnb/notebook/magics.py'),
-                                       'llmnb.notebook.magics.near': ('notebook/magics.html#near', 'llmnb/notebook/magics.py'),
                                        'llmnb.notebook.magics.parameters': ('notebook/magics.html#parameters', 'llmnb/notebook/magics.py'),
                                        'llmnb.notebook.magics.params_of': ('notebook/magics.html#params_of', 'llmnb/notebook/magics.py'),
                                        'llmnb.notebook.magics.parse': ('notebook/magics.html#parse', 'llmnb/notebook/magics.py'),

@@ -43,7 +43,7 @@ class _Entry:
 
 @cache
 def _installed():
-    "Every `llmnb.*` entry point of every installed distribution, llmnb's own first; one scan a process (about 20 ms)."
+    "Every `llmnb.*` entry point of every installed distribution, llmnb's own first; one scan a process."
     everything, found = entry_points(), {}
     for name in REGISTRIES:
         entries = {}

@@ -181,7 +181,7 @@ def test_a_captured_run_stores_one_still_frame(tmp_path, monkeypatch):
     assert "data:image/svg+xml;base64," in trained[0]["data"]["text/html"] and "done, step 20" in trained[0]["data"]["text/html"]
     assert "The old" in replied[0]["data"]["text/plain"]
     said = json.dumps(failed)
-    assert "Did you mean model?" in said and "Traceback" not in said
+    assert "Did you mean 'model'?" in said and "Traceback" not in said
 
 
 # ---- the playground
@@ -263,23 +263,23 @@ def test_train_in_the_background(ip, plays):
 
 
 @pytest.mark.parametrize("line, cell, words", [
-    ("modl gpt2", None, ["'modl'", "Did you mean model?"]),
-    ("tokenizer train x --vocab-siz 10", None, ["--vocab-siz", "Did you mean --vocab-size?"]),
+    ("modl gpt2", None, ["'modl'", "Did you mean 'model'?"]),
+    ("tokenizer train x --vocab-siz 10", None, ["--vocab-siz", "Did you mean '--vocab-size'?"]),
     ("tokenizer train x --vocab-size ten", None, ["--vocab-size = 'ten'", "whole number"]),
-    ("tokenizer trian x", None, ["action = 'trian'", "Did you mean train?"]),
+    ("tokenizer trian x", None, ["action = 'trian'", "Did you mean 'train'?"]),
     ("tokenizer train", None, ["SOURCE is missing"]),
     ("tokenizer train no-such-corpus", None, ["no-such-corpus"]),
     ("model gpt2 tiny", None, ["There is no `tok`", "%llm tokenizer train"]),
     ("generate", "hello", ["There is no `model`", "%llm model"]),
-    ("generate --strategy sample --temprature 1", "hello", ["--temprature", "Did you mean --temperature?"]),
+    ("generate --strategy sample --temprature 1", "hello", ["--temprature", "Did you mean '--temperature'?"]),
     ("generate --temperature 1", "hello", ["--temperature belongs to --strategy sample"]),
-    ("train", "steps = 3\nlr = 1e-3\nbatchsize = 4", ["line 3", "batchsize", "Did you mean batch_size?"]),
+    ("train", "steps = 3\nlr = 1e-3\nbatchsize = 4", ["line 3", "batchsize", "Did you mean 'batch_size'?"]),
     ("train", "steps = len([])", ["line 1", "must be a number"]),
     ("train", "import os", ["line 1", "is not `name = value`"]),
     ("load no-such-folder", None, ["no-such-folder"]),
     ("settings sed=7", None, ["'sed'", "Did you mean 'seed'?"]),
     ("settings seed", None, ["seed=7"]),
-    ("help tokeniser", None, ["Did you mean tokenizer?"]),
+    ("help tokeniser", None, ["Did you mean 'tokenizer'?"]),
     ("plugins strategy", None, ["Did you mean 'strategies'?"]),
     ("plugins x y", None, ["'y' is one word too many"]),
     ("tokenizer show 'unclosed", None, ["quotation"]),

@@ -6,7 +6,7 @@
 __all__ = ['ACTIVATIONS', 'RMS', 'LayerNorm', 'RMSNorm', 'MLP', 'FeedForward', 'UnknownFamily', 'TransformerConfig']
 
 # %% ../../nbs/model/03_config.ipynb #09d54800
-import difflib, json
+import json
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from torch import nn
 from .attention import Tapped
 from .positions import Learned, Part, part
 from ..plugins import UnknownName, registry
+from ..settings import did_you_mean
 
 # %% ../../nbs/model/03_config.ipynb #87965c1d
 class RMS(nn.Module):
@@ -176,9 +177,8 @@ class TransformerConfig(metaclass=_Families):
 # %% ../../nbs/model/03_config.ipynb #63d0ccd2
 def _no_field(names):
     known = [f.name for f in fields(TransformerConfig)]
-    near = difflib.get_close_matches(min(names), known, 1, 0.5)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"TransformerConfig has no {', '.join(map(repr, sorted(names)))}.{meant} It has: {', '.join(known)}."
+    wrong = ", ".join(map(repr, sorted(names)))
+    return f"TransformerConfig has no {wrong}. {did_you_mean(min(names), known)}It has: {', '.join(known)}."
 
 def _derived(c):
     "What the fields that were not given follow from."

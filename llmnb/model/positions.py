@@ -6,12 +6,13 @@
 __all__ = ['Part', 'part', 'Positions', 'LearnedPositions', 'Learned', 'rotate_plain', 'RotaryPositions', 'RoPE', 'rotate']
 
 # %% ../../nbs/model/00_positions.ipynb #4a7cd33f
-import difflib
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+from ..settings import did_you_mean
 
 # %% ../../nbs/model/00_positions.ipynb #b5de1650
 @dataclass(frozen=True)
@@ -36,9 +37,8 @@ def part(
         numbers, name = {k: v for k, v in x.items() if k != "name"}, str(x.get("name")).lower()
         names = sorted(n for n, c in Part.known.items() if c.kind == kind)
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1, 0.4)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{kind} = {x.get('name')!r} is not known.{meant} There are: {', '.join(names)}.")
+            meant = did_you_mean(name, names)
+            raise ValueError(f"{kind} = {x.get('name')!r} is not known. {meant}There are: {', '.join(names)}.")
         try: x = Part.known[name](**numbers)
         except TypeError as e: raise ValueError(f"{kind} = {name!r} does not take {numbers}: {e}.") from None
     if not isinstance(x, Part) or x.kind != kind:

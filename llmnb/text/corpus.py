@@ -14,7 +14,7 @@ from pathlib import Path
 from .. import LLMNBError
 from ..display import Static, table
 from ..plugins import UnknownName, registry
-from ..settings import settings
+from ..settings import did_you_mean, settings
 from .readers import ERRORS, PACKED, ROWS, TEXT, CorpusError, documents_of, kind_of, pick_column, row_reader
 from .records import Record, text_of
 
@@ -277,8 +277,7 @@ def _from_string(source, split, rules, options):
         raise FileNotFoundError(_no_path(path))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return _from_hub(source, split or "train", rules["column"], rules["kind"])
-    near = difflib.get_close_matches(source, known.names(), 1, 0.4)
-    meant = f"Did you mean {near[0]!r}? " if near else ""
+    meant = did_you_mean(source, known)
     raise UnknownName(f"There is no corpus {source!r}, and no file or folder of that name in {Path.cwd()}. {meant}"
                       f"Names: {', '.join(known)}. A data set on the hub is written owner/name.")
 
