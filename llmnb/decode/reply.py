@@ -69,7 +69,7 @@ def name_token(
     "A token for people to read."
     return str(id) if tok is None else tok.piece(id)
 
-# %% ../../nbs/decode/02_reply.ipynb #16f27edc
+# %% ../../nbs/decode/02_reply.ipynb #55dfe80e
 class Row:
     "A prompt and its reply in the making."
     def __init__(self,
@@ -85,7 +85,7 @@ class Row:
         self.limit, self.stops, self.stop_ids = limit, stops, stop_ids
         self.decoder = tok.stream() if tok is not None else None
         self.ids, self.pieces, self.held, self.tail, self.shown, self.finish = [], [], [], "", 0, None
-        self.seconds = 0.0
+        self.seconds, self.best, self.score, self.steps = 0.0, (), None, []   # the last three: of some strategies
 
     def add(self,
         id:int, # the next token
@@ -130,7 +130,7 @@ class Row:
         self.finish = self.finish or why
         self._release()
 
-# %% ../../nbs/decode/02_reply.ipynb #03726c9f
+# %% ../../nbs/decode/02_reply.ipynb #6f91edab
 @dataclass(repr=False)
 class Generation:
     "A reply: text, ids, and how sure the model was."
@@ -144,6 +144,8 @@ class Generation:
     strategy: object = field(default=None, compare=False) # what chose
     seed: int|None = field(default=None, compare=False) # what it was seeded with
     best: tuple = () # the n best, where a strategy has several
+    value: float|None = field(default=None, compare=False) # the strategy's own score, where it has one
+    steps: list = field(default_factory=list, compare=False) # what a strategy tells of its steps, for display
 
     @property
     def logprobs(self) -> list: # floats, one for each id
@@ -157,8 +159,8 @@ class Generation:
 
     @property
     def score(self) -> float:
-        "Sum of the log-probabilities: how likely the whole reply is."
-        return math.fsum(self.logprobs)
+        "Sum of the log-probabilities; or what the strategy ranks by, such as the same by length."
+        return math.fsum(self.logprobs) if self.value is None else self.value
 
     @property
     def tokens_per_second(self) -> float:
@@ -174,7 +176,7 @@ class Generation:
     def __repr__(self): return f"Generation({str(self)!r}, {len(self.ids)} tokens, {self.finish_reason})"
     def _repr_mimebundle_(self, include=None, exclude=None): return show_generation(self)._repr_mimebundle_()
 
-# %% ../../nbs/decode/02_reply.ipynb #9380fe9d
+# %% ../../nbs/decode/02_reply.ipynb #bb73d14c
 def from_row(
     row:Row, # finished
     strategy=None, seed=None, best=(), # as in `Generation`
@@ -183,7 +185,7 @@ def from_row(
     prompt = row.prompt if row.prompt is not None or row.tok is None else row.tok.decode(row.prompt_ids)
     text = "".join(row.pieces) if row.tok is not None else None
     return Generation(text, row.ids, prompt, row.prompt_ids, row.finish, row.pieces, row.seconds,
-                      strategy, seed, tuple(best))
+                      strategy, seed, tuple(best), row.score, row.steps)
 
 # %% ../../nbs/decode/02_reply.ipynb #ed28e1f0
 def _tip(piece):

@@ -6,7 +6,7 @@
 __all__ = ['windows', 'bits_per_byte', 'Perplexity', 'sum_loss', 'perplexity', 'evaluate_loss', 'bigram_baseline',
            'unigram_baseline']
 
-# %% ../../nbs/measure/00_perplexity.ipynb #9dd03b7f
+# %% ../../nbs/measure/00_perplexity.ipynb #c8918659
 import math
 from collections.abc import Iterable, Iterator
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from ..decode.generate import evaluating
-from ..model.transformer import loss_by_rows
 from ..text.batches import Batch
 
 # %% ../../nbs/measure/00_perplexity.ipynb #db001d49
@@ -111,7 +110,7 @@ def _batches(rows, batch_size):
         for part in _groups(sorted(group, key=lambda r: -len(r[0])), batch_size):
             yield Batch(pad([x for x, _ in part], 0), pad([y for _, y in part], -100))
 
-# %% ../../nbs/measure/00_perplexity.ipynb #7c3bdd65
+# %% ../../nbs/measure/00_perplexity.ipynb #d750ce45
 @torch.inference_mode()
 def sum_loss(
     model, # a `Transformer`, or anything that turns ids (B, T) into logits (B, T, V)
@@ -120,9 +119,9 @@ def sum_loss(
     "Sum of -log p over the labels that count."
     device = next(model.parameters()).device
     batch = batch.to(device)
+    if hasattr(model, "head"): return float(model.loss(batch, reduction="sum"))
     counts = batch.labels != -100
     labels = batch.labels[counts]
-    if hasattr(model, "hidden"): return float(loss_by_rows(model.hidden(batch.ids)[counts], model.head_weight, labels))
     logits = model(batch.ids)
     logits = getattr(logits, "logits", logits)[counts].float()
     return float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))

@@ -8,7 +8,7 @@ __all__ = ['KVCache']
 # %% ../../nbs/model/02_cache.ipynb #70982f0c
 import torch
 
-# %% ../../nbs/model/02_cache.ipynb #4bf5f001
+# %% ../../nbs/model/02_cache.ipynb #efd4a67f
 class KVCache:
     "Keys and values of all layers for the tokens read so far. It carries no gradient."
     def __init__(self,
@@ -18,6 +18,7 @@ class KVCache:
         if max_len is not None and max_len < 1:
             raise ValueError(f"max_len = {max_len}; expected at least 1, or None for a cache that grows.")
         self.layers, self.max_len, self.length, self.store = layers, max_len, 0, None
+        self.memory = {}                                                 # layer -> keys and values of an encoder's states
 
     @property
     def room(self) -> int: # tokens that fit without a copy
@@ -27,7 +28,9 @@ class KVCache:
     @property
     def nbytes(self) -> int: # 2 * layers * B * G * room * K * bytes a number
         "Memory in bytes."
-        return 0 if self.store is None else self.store.nbytes
+        return self._cross_bytes() + (0 if self.store is None else self.store.nbytes)
+
+    def _cross_bytes(self): return sum(t.nbytes for kv in self.memory.values() for t in kv)
 
     def _make_room(self, k, need):
         if self.max_len is not None and need > self.max_len:
@@ -52,6 +55,21 @@ class KVCache:
         if layer == self.layers - 1: self.length = end
         return mine[0, :, :, :end], mine[1, :, :, :end]
 
+    def places(self,
+        T:int, # tokens that come now
+        window:int|None=None, # of the layers that ask
+    ) -> torch.Tensor|None: # (S,) int64: the token in each slot that `update` will return, -1: none; None: all, in order
+        "Which tokens the keys belong to."
+        return None
+
+    def cross(self,
+        layer:int, # which layer asks
+        make, # () -> keys and values (B, G, S, K) of what an encoder has read
+    ) -> tuple:
+        "Keys and values for cross attention: made once, then kept."
+        if layer not in self.memory: self.memory[layer] = tuple(t.detach() for t in make())
+        return self.memory[layer]
+
     def _check(self, k):
         if self.store is not None and k.shape[0] != self.store.shape[2]:
             raise ValueError(f"the cache holds {self.store.shape[2]} rows, but {k.shape[0]} came; "
@@ -61,6 +79,7 @@ class KVCache:
         idx, # (new B,) which row each new row continues; rows may repeat or go
     ) -> "KVCache": # itself
         "Choose rows, as beam search does; the number of rows may change."
+        self._reorder_memory(idx)
         if self.store is None: return self
         idx = torch.as_tensor(idx, device=self.store.device)
         rows = self.store[..., :self.length, :].index_select(2, idx)
@@ -70,13 +89,21 @@ class KVCache:
             self.store[..., :self.length, :] = rows
         return self
 
+    def _reorder_memory(self, idx):
+        for layer, (k, v) in self.memory.items():
+            at = torch.as_tensor(idx, device=k.device)
+            self.memory[layer] = k.index_select(0, at), v.index_select(0, at)
+
     def trim(self,
         n:int, # how many tokens to keep, from the first; 0 empties it
     ) -> "KVCache": # itself
         "Forget all tokens after the first `n`, as speculative decoding does. Costs nothing."
-        if not 0 <= n <= self.length:
-            raise ValueError(f"trim({n}): the cache holds {self.length} tokens; expected 0 to {self.length}.")
+        self._check_trim(n)
         self.length = n
         return self
 
-    def __repr__(self): return f"KVCache(length={self.length}, room={self.room}, {self.nbytes:,} bytes)"
+    def _check_trim(self, n):
+        if not 0 <= n <= self.length:
+            raise ValueError(f"trim({n}): the cache holds {self.length} tokens; expected 0 to {self.length}.")
+
+    def __repr__(self): return f"{type(self).__name__}(length={self.length}, room={self.room}, {self.nbytes:,} bytes)"

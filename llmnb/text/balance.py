@@ -213,7 +213,7 @@ class Counterfactual(Corpus):
         return table([{"before": _begin(text_of(a)), "after": _begin(text_of(b))} for a, b in some],
             title=f"{self.name}: {self.note}")
 
-# %% ../../nbs/text/02e_balance.ipynb #847a3207
+# %% ../../nbs/text/02e_balance.ipynb #0af6112f
 def change_text(
     document, # a string or a record
     change:Callable, # text -> text
@@ -226,4 +226,4 @@ def change_text(
     if isinstance(document, Dialogue):
         return Dialogue([{**m, "content": change(m["content"])} for m in document.messages])
     return replace(document, **{f.name: change(v) for f in fields(document)
-        if isinstance(v := getattr(document, f.name), str) and f.name != "label"})
+        if isinstance(v := getattr(document, f.name), str) and f.name not in ("label", "bias")})

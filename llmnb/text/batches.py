@@ -251,12 +251,14 @@ def _open_side(path, side, meta, objective, tok):
             "again.")
     return RecordSplit(columns, meta["tokens"], meta["docs"], meta["bytes"], objective)
 
-# %% ../../nbs/text/03_batches.ipynb #0207aeaa
+# %% ../../nbs/text/03_batches.ipynb #a511c5e7
 def _same_rows(meta, objective):
     "Another objective may serve if it reads the same files: any for running text, the same kind for records."
     mine = meta["objective"]["name"]
-    if objective is None or (_reads(objective) is str and "left_out" not in meta["train"]) or objective.name == mine:
-        return objective
+    if objective is None or (_reads(objective) is str and "left_out" not in meta["train"]): return objective
+    if objective.name == mine:
+        made = registry("objectives").resolve(mine, **meta["objective"]["fields"])
+        if _reads(objective) is str or tuple(made.columns) == tuple(objective.columns): return objective
     raise DataError(f"This folder was packed for the objective {mine!r}, whose rows {objective} cannot read. Pack "
         "the texts again with the new objective.")
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/text/03e_packing.ipynb #24aee2ee
-import hashlib, itertools, json
+# %% ../../nbs/text/03e_packing.ipynb #3c6c189d
+import hashlib, itertools, json, shutil
 from array import array
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from .records import Record, as_record, text_of
 from .store import DataError, _disk, _id_type, _write_ids, write_file, write_ragged
 from .tokenizer import _check_text, _documents
 
-# %% ../../nbs/text/03e_packing.ipynb #de3f726d
+# %% ../../nbs/text/03e_packing.ipynb #0c1998a1
 def _reads(objective): return getattr(objective, "reads", str)
 
 def _check_document(x, i, objective):
@@ -33,16 +33,16 @@ def _check_document(x, i, objective):
     return x
 
 def _groups(texts, objective=None, most=4_000_000):
-    "Lists of checked documents of about `most` characters; those without text are passed over."
+    "Lists of checked documents of about `most` characters (a document counts 64 more: it costs memory, too)."
     group, size = [], 0
     for i, x in enumerate(_documents(texts)):
         x = _check_document(x, i, objective)
         if not (n := len(text_of(x))): continue
-        group.append(x); size += n
+        group.append(x); size += n + 64
         if size >= most: yield group; group, size = [], 0
     if group: yield group
 
-# %% ../../nbs/text/03e_packing.ipynb #2a2be4ac
+# %% ../../nbs/text/03e_packing.ipynb #bc6614ad
 def _raw(x): return x.encode() if isinstance(x, str) else x.as_json().encode()
 
 def _digest(digest, x):
@@ -56,45 +56,69 @@ def _group_of(x):
     return int.from_bytes(hashlib.blake2b((x if isinstance(x, str) else x.group).encode(), digest_size=8).digest(),
         "little")
 
+class _Numbers:
+    "Numbers that come one after the other, in a file; read back as a memory map."
+    def __init__(self, path, code="q"): self.path, self.code, self.size, self.new = path, code, 0, array(code)
+    def add(self, values):
+        self.new.extend(values)
+        if len(self.new) >= 2**16: self.write()
+    def write(self):
+        with _disk(self.path), open(self.path, "ab") as file: self.new.tofile(file)
+        self.size, self.new = self.size + len(self.new), array(self.code)
+    def read(self):
+        self.write()
+        return np.memmap(self.path, self.code, "r") if self.size else np.zeros(0, self.code)
+
 class _Tally:
     "What is kept of each document: tokens, bytes, group; and a hash of all."
-    def __init__(self):
-        self.tokens, self.bytes, self.groups, self.digest = array("q"), array("q"), array("Q"), hashlib.sha256()
+    def __init__(self, folder):
+        self.folder, self.digest, self.count = folder/"tally", hashlib.sha256(), 0
+        self.folder.mkdir()
+        self.kept = [_Numbers(self.folder/n, c) for n, c in (("tokens", "q"), ("bytes", "q"), ("groups", "Q"))]
     def add(self, x, tokens):
-        self.tokens.append(tokens); self.bytes.append(_digest(self.digest, x)); self.groups.append(_group_of(x))
+        for kept, n in zip(self.kept, (tokens, _digest(self.digest, x), _group_of(x))): kept.add((n,))
+        self.count += 1
     def arrays(self):
-        if not self.tokens: raise DataError("The corpus is empty: there is no document with text in it.")
-        return tuple(np.array(a) for a in (self.tokens, self.bytes, self.groups))
+        if not self.count: raise DataError("The corpus is empty: there is no document with text in it.")
+        return tuple(kept.read() for kept in self.kept)
 
-# %% ../../nbs/text/03e_packing.ipynb #fb7ee64f
+# %% ../../nbs/text/03e_packing.ipynb #47c03b19
 def _choose(tokens, share, seed, groups=None):
     "Which documents to set aside: a boolean array, drawn by `seed`, of about `share` of the tokens; groups stay whole."
-    if groups is not None:
-        _, first, member = np.unique(groups, return_index=True, return_inverse=True)
-        if len(first) < len(tokens):
-            rank = np.empty(len(first), np.int64)
-            rank[np.argsort(first)] = np.arange(len(first))              # groups in the order in which they come
-            member = rank[member]
-            return _choose(np.bincount(member, tokens).astype(np.int64), share, seed)[member]
+    if groups is not None and (member := _members(groups)) is not None:
+        return _choose(np.bincount(member, tokens).astype(np.int64), share, seed)[member]
     aim, have, chosen = share * tokens.sum(), 0, np.zeros(len(tokens), bool)
     for i in np.random.default_rng(seed).permutation(len(tokens)):
         if abs(have + tokens[i] - aim) < abs(have - aim): chosen[i], have = True, have + tokens[i]
         if have >= aim: break
     return chosen
 
+def _members(groups):
+    "The number of each document's group, in the order in which groups come; None if each is alone."
+    order = np.argsort(groups, kind="stable").astype(np.uint32 if len(groups) < 2**32 else np.int64)
+    ranked, fresh = groups[order], np.ones(len(order), bool)
+    fresh[1:] = ranked[1:] != ranked[:-1]
+    del ranked
+    if fresh.all(): return None
+    first = order[fresh]
+    number, member = np.empty_like(first), np.empty_like(order)
+    number[np.argsort(first)] = np.arange(len(first), dtype=first.dtype)
+    member[order] = np.repeat(number, np.diff(np.flatnonzero(fresh), append=len(order)))
+    return member
+
 def _near(chosen, tokens, share):
     "Is what was set aside within a quarter of the share, and something left to train on?"
-    got = tokens[chosen].sum() / tokens.sum()
+    got = tokens.sum(where=chosen) / tokens.sum()
     return abs(got - share) <= share / 4 and not chosen.all()
 
-# %% ../../nbs/text/03e_packing.ipynb #1936e2b9
+# %% ../../nbs/text/03e_packing.ipynb #1fa61f7a
 def _cut(ids, aim, tok, reach=4096):
     "An index near `aim` where a line ends, else where a character begins."
     low, high = max(1, aim - reach), min(len(ids) - 1, aim + reach)
     raw = {i: tok.token_bytes(i) for i in np.unique(ids[low-1:high+1]).tolist()}
     lines = [i for i in range(low, high) if raw[int(ids[i-1])].endswith(b"\n")]
     whole = [i for i in range(low, high) if raw[int(ids[i])][:1] and not 0x80 <= raw[int(ids[i])][0] < 0xC0]
-    return min(lines or whole or [aim], key=lambda i: abs(i - aim))
+    return min(lines or whole or [min(max(aim, 1), len(ids) - 1)], key=lambda i: abs(i - aim))
 
 def _tail(ids, tokens, sizes, share, tok):
     "The end of the text set aside: for each side where it lies in the ids, its documents and its bytes."
@@ -117,14 +141,14 @@ def _chosen(values, lengths, pick, block=4_000_000):
         part = values[int(ends[a] - lengths[a]):int(ends[b - 1])]
         yield part if pick[a:b].all() else part[np.repeat(pick[a:b], lengths[a:b])]
 
-# %% ../../nbs/text/03e_packing.ipynb #b862b4c8
+# %% ../../nbs/text/03e_packing.ipynb #39f888b8
 def _flat(lists, kind):
     "All numbers of several lists, as one array."
     return np.fromiter(itertools.chain.from_iterable(lists), kind, sum(map(len, lists)))
 
 def _fill_text(folder, texts, tok, objective, valid, seed):
     "Write train.ids and valid.ids; returns a hash and the sizes of both."
-    tally, kind = _Tally(), _id_type(tok.vocab_size)
+    tally, kind = _Tally(folder), _id_type(tok.vocab_size)
     with open(folder/"all", "wb") as file:
         for group in _groups(texts, objective):
             coded = [[*ids, tok.eos_id] for ids in tok.encode_batch(group)]
@@ -134,8 +158,8 @@ def _fill_text(folder, texts, tok, objective, valid, seed):
     ids, pick, out = np.memmap(folder/"all", kind, "r"), _choose(tokens, valid, seed, groups), {}
     tail = None if _near(pick, tokens, valid) else _tail(ids, tokens, sizes, valid, tok)
     for side, mine in (("train", ~pick), ("valid", pick)):
-        where, docs, size = tail[side] if tail else (None, int(mine.sum()), int(sizes[mine].sum()))
-        count = where.stop - where.start if tail else int(tokens[mine].sum())
+        where, docs, size = tail[side] if tail else (None, int(mine.sum()), int(sizes.sum(where=mine)))
+        count = where.stop - where.start if tail else int(tokens.sum(where=mine))
         write_file(folder/f"{side}.ids", [ids[where]] if tail else _chosen(ids, tokens, mine), count, kind,
             tok.fingerprint)
         out[side] = {"tokens": count, "bytes": size, "docs": docs}
@@ -143,30 +167,32 @@ def _fill_text(folder, texts, tok, objective, valid, seed):
     (folder/"all").unlink()
     return tally.digest.hexdigest(), out
 
-# %% ../../nbs/text/03e_packing.ipynb #6d988629
+# %% ../../nbs/text/03e_packing.ipynb #451135b0
 def _encode_records(folder, texts, tok, objective):
     "Write all rows to one file a column; returns the tally, rows of each record, and lengths of each column."
-    tally, rows, lengths = _Tally(), array("q"), [array("q") for _ in objective.columns]
+    tally = _Tally(folder)
+    rows, *lengths = (_Numbers(tally.folder/f"{n}.lengths") for n in ("rows", *objective.columns))
     files = [open(folder/f"all.{c}", "wb") for c in objective.columns]
     try:
         for group in _groups(texts, objective):
             coded = objective.encode(group, tok)
             for column, (file, sizes) in enumerate(zip(files, lengths)):
                 parts = [row[column] for made in coded for row in made]
-                _write_ids(file, _flat(parts, "<u4")); sizes.extend(map(len, parts))
-            for x, made in zip(group, coded): tally.add(x, sum(len(row[0]) for row in made)); rows.append(len(made))
+                _write_ids(file, _flat(parts, "<u4")); sizes.add(map(len, parts))
+            for x, made in zip(group, coded): tally.add(x, sum(len(row[0]) for row in made))
+            rows.add(map(len, coded))
         for file in files:
             with _disk(file.name): file.flush()
     finally:
         for file in files: _close(file)
-    return tally, np.array(rows), [np.array(a) for a in lengths]
+    return tally, rows.read(), [a.read() for a in lengths]
 
 def _close(file):
     "Close a file; if the disk is full, that was told already."
     try: file.close()
     except OSError: pass
 
-# %% ../../nbs/text/03e_packing.ipynb #0f3e75b7
+# %% ../../nbs/text/03e_packing.ipynb #f00d2135
 def _fill_records(folder, texts, tok, objective, valid, seed):
     "Write the columns of both sides; returns a hash and the sizes."
     tally, rows, lengths = _encode_records(folder, texts, tok, objective)
@@ -176,10 +202,11 @@ def _fill_records(folder, texts, tok, objective, valid, seed):
     pick, out = _pick_records(tokens, valid, seed, groups), {}
     for side, mine in (("train", ~pick), ("valid", pick)):
         of_rows = np.repeat(mine, rows)
+        joined = _joiner(lengths[0][of_rows], objective)
         for column, sizes_ in zip(objective.columns, lengths):
             values = np.memmap(folder/f"all.{column}", "<u4", "r") if sizes_.any() else np.zeros(0, "<u4")
             kind = _id_type(tok.vocab_size) if column in ("ids", "src", "tgt") else np.dtype("<u4")
-            write_ragged(folder/f"{side}.{column}", _chosen(values, sizes_, of_rows), sizes_[of_rows], kind,
+            write_ragged(folder/f"{side}.{column}", _chosen(values, sizes_, of_rows), joined(sizes_[of_rows]), kind,
                 tok.fingerprint)
             del values
         kept = mine & (rows > 0)
@@ -188,6 +215,21 @@ def _fill_records(folder, texts, tok, objective, valid, seed):
             "left_out": int((mine & (rows == 0)).sum())}
     for column in objective.columns: (folder/f"all.{column}").unlink()
     return tally.digest.hexdigest(), out
+
+# %% ../../nbs/text/03e_packing.ipynb #ade34f5f
+def _fit(sizes, most):
+    "Where rows begin if as many neighbours as fit in `most` share one (next fit)."
+    starts, room = [], -1
+    for i, n in enumerate(sizes.tolist()):
+        if n > room: starts.append(i); room = most
+        room -= n
+    return np.array(starts, np.int64)
+
+def _joiner(lengths, objective):
+    "What makes lengths of rows from lengths of parts."
+    if not getattr(objective, "pack", False) or not len(lengths): return lambda sizes: sizes
+    starts = _fit(lengths - 1, objective.ctx)                     # the last id of a part is only a target
+    return lambda sizes: np.add.reduceat(sizes, starts)
 
 # %% ../../nbs/text/03e_packing.ipynb #5c9506e3
 def _pick_records(tokens, valid, seed, groups):
@@ -224,11 +266,12 @@ def _input_key(texts, tok, valid, seed, objective):
         for x in group: _digest(digest, x)
     return _key(digest.hexdigest(), tok, valid, seed, objective)
 
-# %% ../../nbs/text/03e_packing.ipynb #021bcb5e
+# %% ../../nbs/text/03e_packing.ipynb #b10eb146
 def _fill(folder, texts, tok, objective, valid, seed):
     "Write a complete pack to an empty folder; returns its meta."
     fill = _fill_text if _reads(objective) is str else _fill_records
     digest, sides = fill(folder, texts, tok, objective, valid, seed)
+    shutil.rmtree(folder/"tally")
     meta = {"format": 1, "fingerprint": _key(digest, tok, valid, seed, objective), "tokenizer": tok.fingerprint,
         "objective": _describe(objective), "asked_valid": valid, "seed": seed, **sides}
     with _disk(folder):

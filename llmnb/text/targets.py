@@ -77,13 +77,35 @@ def _learn_batch(columns, tok, multiple):
     real = ids >= 0
     return Batch(_tensor(np.where(real, ids, _fill(tok))), _tensor(labels), None if real.all() else _tensor(real))
 
-# %% ../../nbs/text/03c_targets.ipynb #5b4ea508
+# %% ../../nbs/text/03c_targets.ipynb #995b8426
+def _parts(columns):
+    "For each row its conversations, as (ids, stretches)."
+    for ids, learn, parts in zip(columns["ids"], columns["learn"], columns["parts"]):
+        sizes = np.asarray(parts, np.int64).reshape(-1, 2)
+        cuts = [np.split(np.asarray(x), np.cumsum(n)[:-1]) for x, n in zip((ids, learn), sizes.T)]
+        yield list(zip(*cuts))
+
+def _packed_batch(columns, tok, multiple):
+    "A causal batch with several conversations a row."
+    rows = []
+    for row in _parts(columns):
+        each = [_learn_batch({"ids": [ids], "learn": [learn]}, tok, 1) for ids, learn in row]
+        sizes = [b.ids.shape[1] for b in each]
+        rows.append((np.concatenate([b.ids[0] for b in each]), np.concatenate([b.labels[0] for b in each]),
+            np.concatenate([np.arange(n) for n in sizes]), np.repeat(np.arange(len(sizes)), sizes)))
+    ids, labels, places, docs = (pad_rows(part, fill, multiple) for part, fill in zip(zip(*rows), (-1, -100, 0, -1)))
+    real = ids >= 0
+    return Batch(_tensor(np.where(real, ids, _fill(tok))), _tensor(labels), None if real.all() else _tensor(real),
+        _tensor(places), _tensor(docs))
+
+# %% ../../nbs/text/03c_targets.ipynb #5cc5dd37
 @dataclass(frozen=True)
 class Chat:
     "Learn the assistant's part of a conversation. For a decoder."
     ctx: int = 1024 # tokens a row; a longer conversation is cut at its end
     multiple: int = 8 # lengths are padded to a multiple of it
-    name, reads, columns = "chat", Dialogue, ("ids", "learn")
+    pack: bool = False # several conversations a row, kept apart
+    name, reads, columns = "chat", Dialogue, property(lambda self: _columns(self))
 
     def __post_init__(self): _whole("ctx", self.ctx); _whole("multiple", self.multiple)
 
@@ -97,16 +119,18 @@ class Chat:
         tok, # who encodes them
     ) -> list: # for each record a list of rows (ids, learn); none if nothing of the assistant is in the context
         "Ids, and which of them are learned."
-        return [_learned(*_written(tok, list(r.messages)), self.ctx) for r in records]
+        return [_learned(*_written(tok, list(r.messages)), self) for r in records]
 
     def batch(self,
-        columns:dict, # "ids" and "learn"
+        columns:dict, # "ids" and "learn", and "parts" if packed
         tok, # the same tokenizer
     ) -> Batch:
         "Padded rows."
-        return _learn_batch(columns, tok, self.multiple)
+        return (_packed_batch if self.pack else _learn_batch)(columns, tok, self.multiple)
 
-# %% ../../nbs/text/03c_targets.ipynb #33e18f05
+# %% ../../nbs/text/03c_targets.ipynb #8a2eb956
+def _columns(objective): return ("ids", "learn", "parts") if objective.pack else ("ids", "learn")
+
 def _written(tok, messages):
     "Ids of a conversation, and which are the assistant's: of a `Tokenizer`, or anything with chat(messages)."
     if hasattr(tok, "encode_chat"): return tok.encode_chat(messages, mask=True)
@@ -114,18 +138,20 @@ def _written(tok, messages):
     raise ValueError("Chat needs a tokenizer with encode_chat(messages, mask=True), or chat(messages), that gives "
         "ids and a mask of the assistant's.")
 
-def _learned(ids, mask, ctx):
+def _learned(ids, mask, objective):
     "A row if there is something to learn in it; the first token cannot be: nothing comes before."
-    ids, mask = list(ids)[:ctx+1], [0, *list(mask)[1:ctx+1]]
-    return [(ids, _stretches(mask))] if any(mask) else []
+    ids, mask = list(ids)[:objective.ctx+1], [0, *list(mask)[1:objective.ctx+1]]
+    row = ids, _stretches(mask)
+    return [(*row, list(map(len, row)))[:len(objective.columns)]] if any(mask) else []
 
-# %% ../../nbs/text/03c_targets.ipynb #7f4a1b48
+# %% ../../nbs/text/03c_targets.ipynb #76321155
 @dataclass(frozen=True)
 class Complete:
     "Learn how a prompt goes on. For a decoder."
     ctx: int = 512 # tokens a row; a longer one is cut at its end
     multiple: int = 8 # lengths are padded to a multiple of it
-    name, reads, columns = "complete", Completion, ("ids", "learn")
+    pack: bool = False # several a row, kept apart
+    name, reads, columns = "complete", Completion, property(lambda self: _columns(self))
 
     def __post_init__(self): _whole("ctx", self.ctx); _whole("multiple", self.multiple)
     def check(self, tok): _need(tok, "Complete")
@@ -137,15 +163,15 @@ class Complete:
         "Ids, and which of them are learned. A text without a prompt begins behind the token that begins a text."
         prompts, ends = (tok.encode_batch([getattr(r, part) for r in records]) for part in ("prompt", "completion"))
         prompts = [p or [tok.bos_id if tok.bos_id is not None else tok.eos_id] for p in prompts]
-        return [_learned([*p, *e, tok.eos_id], [0] * len(p) + [1] * (len(e) + 1), self.ctx) for p,
+        return [_learned([*p, *e, tok.eos_id], [0] * len(p) + [1] * (len(e) + 1), self) for p,
             e in zip(prompts, ends)]
 
     def batch(self,
-        columns:dict, # "ids" and "learn"
+        columns:dict, # "ids" and "learn", and "parts" if packed
         tok, # the same tokenizer
     ) -> Batch:
         "Padded rows."
-        return _learn_batch(columns, tok, self.multiple)
+        return (_packed_batch if self.pack else _learn_batch)(columns, tok, self.multiple)
 
 # %% ../../nbs/text/03c_targets.ipynb #c7182b35
 def _frame(tok, *parts):
@@ -234,7 +260,7 @@ def token_spans(
     starts = np.concatenate([[0], ends[:-1]])
     return ids, [(int(place[a]) - 1, int(place[b - 1])) for a, b in zip(starts, ends)]
 
-# %% ../../nbs/text/03c_targets.ipynb #aa261296
+# %% ../../nbs/text/03c_targets.ipynb #7a07b47f
 @dataclass(frozen=True)
 class SpanQA:
     "Find the answer in a context. For an encoder with a head for begin and end."
@@ -256,15 +282,15 @@ class SpanQA:
     def windows(self,
         question:Question, # one question
         tok, # who encodes it
-    ) -> list: # dicts: ids, second (begin of the context), answer [begin, end], spans (characters of each token)
-        "The rows of one question; with `spans` a predicted place becomes text again."
+    ) -> list: # dicts: ids, second (place of the context), start (its first token), answer, spans (characters)
+        "The rows of one question; with `spans` a predicted place becomes text: `best_answers` does it."
         asked = list(tok.encode(question.question))[:self.most_question]
         ids, spans = token_spans(question.context, tok)
         room = self.ctx - len(asked) - _frame_size(tok, 2)
         starts = range(0, max(1, len(ids) - self.stride), max(1, room - self.stride))
         goal, second = _answer_tokens(question, spans), _frame_size(tok, 1) + len(asked)
-        return [dict(ids=_frame(tok, asked, ids[s:s+room]), second=second, answer=_place(goal, s, room, second),
-            spans=spans[s:s+room]) for s in starts]
+        return [dict(ids=_frame(tok, asked, ids[s:s+room]), second=second, start=s, spans=spans[s:s+room],
+            answer=_place(goal, s, room, second)) for s in starts]
 
     def encode(self,
         records:list, # of Question
