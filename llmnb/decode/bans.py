@@ -6,9 +6,9 @@
 __all__ = ['Epsilon', 'Eta', 'TopNSigma', 'XTC', 'NoRepeatNGram', 'DRY', 'LogitBias', 'BadWords', 'Suppress', 'Forced',
            'MinNewTokens', 'MinLength']
 
-# %% ../../nbs/decode/00a_bans.ipynb #d52ccc39
+# %% ../../nbs/decode/00a_bans.ipynb #2bfff264
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -72,7 +72,7 @@ class XTC:
         mixed = hash((self.seed, len(ids), *ids[-8:])) % 2**62
         return torch.rand((), generator=torch.Generator().manual_seed(mixed)).item()
 
-# %% ../../nbs/decode/00a_bans.ipynb #27cc31c7
+# %% ../../nbs/decode/00a_bans.ipynb #bf4a006a
 @dataclass(frozen=True)
 class NoRepeatNGram:
     "No `n` tokens in a row twice, the prompt included."
@@ -84,14 +84,15 @@ class NoRepeatNGram:
         grams = ids.unfold(1, n, 1)                                      # (B, T-n+1, n)
         end = ids[:, ids.shape[1] - n + 1:]
         hit = (grams[..., :-1] == end[:, None]).all(-1) & (grams >= 0).all(-1)
-        banned = torch.zeros(logits.shape, device=logits.device).scatter_add_(1, grams[..., -1].clamp(min=0), hit.float())
+        banned = torch.zeros(logits.shape, device=logits.device).scatter_add_(1, grams[..., -1].clamp(min=0),
+                                                                              hit.float())
         return _ban(logits, banned > 0)
 
 def _whole(name, x, least=0):
     if isinstance(x, bool) or not isinstance(x, int) or x < least:
         raise ValueError(f"{name} = {x!r}; expected a whole number of at least {least}.")
 
-# %% ../../nbs/decode/00a_bans.ipynb #518fae21
+# %% ../../nbs/decode/00a_bans.ipynb #b93755cd
 @dataclass(frozen=True)
 class DRY:
     "The longer the repetition that a token would prolong, the more it loses."
@@ -101,14 +102,17 @@ class DRY:
     breakers: tuple = () # ids that no repetition crosses
     most: int = 50 # longer repetitions count as this long
     def __post_init__(self):
-        _number("multiplier", self.multiplier, 0); _number("base", self.base, 1); _whole("allowed", self.allowed, 1); _whole("most", self.most, 1)
+        _number("multiplier", self.multiplier, 0); _number("base", self.base, 1); _whole("allowed", self.allowed,
+                                                                                         1); _whole("most", self.most,
+                                                                                                    1)
     def __call__(self, logits, history):
         ids = history.ids
         B, T = ids.shape
         if T < 2 or not self.multiplier: return logits
         open_ = ids >= 0
         for b in self.breakers: open_ = open_ & (ids != b)
-        length, going = torch.zeros(B, T - 1, device=ids.device), torch.ones(B, T - 1, dtype=torch.bool, device=ids.device)
+        length, going = torch.zeros(B, T - 1, device=ids.device), torch.ones(B, T - 1, dtype=torch.bool,
+                                                                             device=ids.device)
         for n in range(min(self.most, T - 1)):                           # does the text before place j end as all does?
             back = torch.nn.functional.pad(ids[:, :T - 1 - n], (n, 0), value=-2)
             going = going & (back == ids[:, T - 1 - n, None]) & open_[:, T - 1 - n, None]
@@ -117,15 +121,17 @@ class DRY:
         longest = torch.zeros(logits.shape, device=logits.device)
         longest.scatter_reduce_(1, ids[:, 1:].clamp(min=0), length * (ids[:, 1:] >= 0), "amax")
         for b in self.breakers: longest[:, b] = 0
-        return logits - torch.where(longest >= self.allowed, self.multiplier * self.base ** (longest - self.allowed), 0.0)
+        return logits - torch.where(longest >= self.allowed, self.multiplier * self.base ** (longest - self.allowed),
+                                    0.0)
 
-# %% ../../nbs/decode/00a_bans.ipynb #f1097a6e
+# %% ../../nbs/decode/00a_bans.ipynb #a2b29bc5
 class LogitBias:
     "Add a number to tokens or phrases."
     def __init__(self,
         bias:dict, # {id, or tuple of ids: number}
     ):
-        if not isinstance(bias, dict) or not bias: raise ValueError(f"bias = {bias!r}; expected a dict such as {{5: -2.0, (7, 8): 1.5}}.")
+        if not isinstance(bias, dict) or not bias:
+            raise ValueError(f"bias = {bias!r}; expected a dict such as {{5: -2.0, (7, 8): 1.5}}.")
         self.bias = {}
         for k, v in bias.items():
             ids = k if isinstance(k, tuple) else (k,)
@@ -141,7 +147,8 @@ class LogitBias:
             _inside(last, logits)
             if len(before) > history.ids.shape[1]: continue
             end = history.ids[:, history.ids.shape[1] - len(before):]
-            add[:, last] += torch.where((end == torch.tensor(before, dtype=torch.long, device=end.device)).all(-1), x, 0.0)
+            add[:, last] += torch.where((end == torch.tensor(before, dtype=torch.long, device=end.device)).all(-1), x,
+                                        0.0)
         return logits + add
     def __repr__(self): return f"{type(self).__name__}({self.bias})"
     def __eq__(self, other): return type(self) is type(other) and self.bias == other.bias
@@ -152,20 +159,22 @@ class BadWords(LogitBias):
     def __init__(self,
         words:list, # lists of ids, or single ids
     ):
-        if not isinstance(words, (list, tuple)): raise ValueError(f"words = {words!r}; expected a list of lists of ids.")
+        if not isinstance(words, (list, tuple)):
+            raise ValueError(f"words = {words!r}; expected a list of lists of ids.")
         super().__init__({tuple(w) if isinstance(w, (list, tuple)) else (w,): -math.inf for w in words})
 
 def _inside(id, logits):
     if id >= logits.shape[-1]: raise ValueError(f"id {id}, but the model knows ids 0 to {logits.shape[-1] - 1}.")
 
-# %% ../../nbs/decode/00a_bans.ipynb #a5020f66
+# %% ../../nbs/decode/00a_bans.ipynb #8a58cb70
 @dataclass(frozen=True)
 class Suppress:
     "Never these tokens."
     ids: tuple # token ids
     begin: bool = False # only as the first new token
     def __post_init__(self):
-        if not isinstance(self.ids, (tuple, list)) or not self.ids: raise ValueError(f"ids = {self.ids!r}; expected a tuple of ids, at least one.")
+        if not isinstance(self.ids, (tuple, list)) or not self.ids:
+            raise ValueError(f"ids = {self.ids!r}; expected a tuple of ids, at least one.")
         object.__setattr__(self, "ids", tuple(self.ids))
         for i in self.ids: _whole("an id to suppress", i)
     def __call__(self, logits, history=None):
@@ -181,7 +190,8 @@ class Forced:
     length: int|None = None # new tokens at most, needed for negative places
     def __post_init__(self):
         _whole("id", self.id)
-        if self.at < 0 and self.length is None: raise ValueError(f"at = {self.at} counts from the end; give length=, the number of new tokens.")
+        if self.at < 0 and self.length is None:
+            raise ValueError(f"at = {self.at} counts from the end; give length=, the number of new tokens.")
     def __call__(self, logits, history):
         _inside(self.id, logits)
         if history.new.shape[1] != (self.at if self.at >= 0 else self.length + self.at): return logits

@@ -73,7 +73,7 @@ class Pool:
         reach = 0.0 if could == math.inf else best / could ** self.penalty
         self.done = self.early is True or reach <= self.texts[-1][0]
 
-# %% ../../nbs/decode/04_beam.ipynb #f0cf8ca9
+# %% ../../nbs/decode/04_beam.ipynb #1805b34c
 class Search:
     "The state of a beam search: for each prompt its groups of beams, and what they have finished."
     def __init__(self,
@@ -132,7 +132,8 @@ class Search:
                               "Make them less strict.")
         beam, id = at // V, at % V
         hit = torch.tensor([[self._is_end(r, e, mine.start + b, i) for b, i in zip(*row)]
-                            for r, e, row in zip(self.active, ends, zip(beam.tolist(), id.tolist()))], device=score.device)
+                            for r, e, row in zip(self.active, ends, zip(beam.tolist(),
+                                                                        id.tolist()))], device=score.device)
         self._finish(score, beam, id, hit, mine)
         best = (score.to(_wide(score.device)) - 1e9 * hit).topk(W)              # float32 would forget their order
         return best.values.float(), id.gather(1, best.indices), beam.gather(1, best.indices) + mine.start
@@ -159,7 +160,8 @@ class Search:
         for r, row in enumerate(self.active):
             pool = self.pools[row.number][mine.start // W]
             ended = [j for j in range(W) if hit[r, j] and score[r, j] > -1e8]
-            pool.add([(score[r, j].item(), (mine.start + beam[r, j].item(), id[r, j].item())) for j in ended], self.length)
+            pool.add([(score[r, j].item(), (mine.start + beam[r, j].item(), id[r, j].item())) for j in ended],
+                     self.length)
 
     def _go_on(self, score, id, beam, logp):
         "Let the beams become what was chosen, and the prompts that are done leave."
@@ -208,7 +210,7 @@ class Search:
         for n in texts[0][1].path()[len(row.ids):]: row.add(n.id, n.logprob, n.top)
         row.best, row.score = best, texts[0][0]
 
-# %% ../../nbs/decode/04_beam.ipynb #0dc5efb5
+# %% ../../nbs/decode/04_beam.ipynb #e361cbe6
 @dataclass(frozen=True, repr=False)
 class Beam(Strategy):
     "The texts that are most likely as a whole."
@@ -223,10 +225,12 @@ class Beam(Strategy):
 
     def __post_init__(self):
         _tuple("processors", self.processors)
-        for name, x in (("width", self.width), ("groups", self.groups), ("n_best", 1 if self.n_best is None else self.n_best)):
+        for name, x in (("width", self.width), ("groups", self.groups), ("n_best",
+                                                                         1 if self.n_best is None else self.n_best)):
             if isinstance(x, bool) or not isinstance(x, int) or x < 1:
                 raise ValueError(f"{name} = {x!r}; expected a whole number of at least 1.")
-        if self.width % self.groups: raise ValueError(f"groups = {self.groups}; expected a divisor of width = {self.width}.")
+        if self.width % self.groups:
+            raise ValueError(f"groups = {self.groups}; expected a divisor of width = {self.width}.")
         if (self.n_best or 1) > self.width:
             raise ValueError(f"n_best = {self.n_best}; expected at most width = {self.width}, for more are not kept.")
         if self.early_stopping not in (True, False, "never"):

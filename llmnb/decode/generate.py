@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['next_logits', 'evaluating', 'left_pad', 'Window', 'is_pair', 'first_ids', 'DecodeError', 'Session', 'split_prompts',
-           'make_rows', 'generate', 'Stream', 'stream']
+           'make_rows', 'remember', 'generate', 'Stream', 'stream', 'explain']
 
-# %% ../../nbs/decode/03_generate.ipynb #4d1dffc3
-import math
+# %% ../../nbs/decode/03_generate.ipynb #4556ce2b
+import math, weakref
 from contextlib import contextmanager
 from operator import index
 from time import perf_counter
@@ -15,8 +15,9 @@ from time import perf_counter
 import torch
 
 from .. import LLMNBError
-from .processors import History
-from .reply import Generation, Piece, Row, from_row
+from .processors import Chain, History
+from ..display import table
+from .reply import Generation, Piece, Row, from_row, name_token
 from .strategies import Draws, Greedy, Sample, Strategy, pick_strategy
 from ..settings import settings
 
@@ -326,16 +327,21 @@ def make_rows(
         rows.append(Row(ids, text, tok, most, strings, stop_ids, number=i))
     return rows
 
-# %% ../../nbs/decode/03_generate.ipynb #e914ea61
+# %% ../../nbs/decode/03_generate.ipynb #c7752ea8
 def _loop(strategy, session):
     "The strategy's own loop, or the common one."
     return (strategy.decode if hasattr(strategy, "decode") else lambda s: Strategy.decode(strategy, s))(session)
+
+def remember(g:Generation, model, tok) -> Generation:
+    "Let a reply know its model, weakly."
+    for one in (g, *g.best): one.source = (weakref.ref(model), tok)
+    return g
 
 def _session(model, tok, rows, seed, cache, sliding, room, top):
     draws = Draws([seed + r.number for r in rows], _device(model))
     return Session(model, rows, draws, cache, sliding, room, tok and tok.vocab_size, top)
 
-# %% ../../nbs/decode/03_generate.ipynb #97ed7bc0
+# %% ../../nbs/decode/03_generate.ipynb #fc4d7e93
 def generate(
     model, # a decoder, of any dtype and on any device
     tok, # its tokenizer; None if all prompts are ids
@@ -362,9 +368,10 @@ def generate(
                 for _ in _loop(strategy, session): pass
             finally: session.close()
     out = [from_row(r, strategy, seed + r.number, r.best) for r in rows]
+    for g in out: remember(g, model, tok)
     return out if many else out[0]
 
-# %% ../../nbs/decode/03_generate.ipynb #05f6ec1c
+# %% ../../nbs/decode/03_generate.ipynb #59fbcdb7
 class Stream:
     "Pieces of a reply, while it is made. Iterate; then `.result` is the `Generation`."
     def __init__(self, session:Session, strategy, seed:int):
@@ -381,7 +388,7 @@ class Stream:
         row = self.session.rows[0]
         row.stop()
         self.session.close()
-        self.result = from_row(row, self.strategy, self.seed, row.best)
+        self.result = remember(from_row(row, self.strategy, self.seed, row.best), self.session.model, row.tok)
 
     def __iter__(self): return self
     def __next__(self) -> Piece: return next(self._pieces)
@@ -408,3 +415,34 @@ def stream(
     strategy, seed = pick_strategy(strategy), _seed(seed)
     rows = make_rows(model, tok, prompts, max_new_tokens, stop, sliding, many=False)
     return Stream(_session(model, tok, rows, seed, cache, sliding, max_new_tokens, alternatives), strategy, seed)
+
+# %% ../../nbs/decode/03_generate.ipynb #caf5be57
+@torch.inference_mode()
+def explain(
+    g:Generation, # a reply
+    i:int, # which new token
+    most:int=6, # tokens to show
+): # a table, one row for each token, one column for each step
+    "The probabilities before and after each processor."
+    if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(g.ids):
+        raise IndexError(f"why({i!r}): the reply has {len(g.ids)} tokens; expected 0 to {len(g.ids) - 1}.")
+    model, tok = (g.source[0](), g.source[1]) if g.source else (None, None)
+    if model is None:
+        raise DecodeError("the model of this reply is gone, and why(...) asks it once more; generate again.")
+    row, device = Row(g.prompt_ids, tok=tok), _device(model)
+    ids, before = first_ids(model, row), g.ids[:i]
+    ctx = getattr(getattr(model, "config", None), "ctx", math.inf)
+    if len(ids) + i > ctx: raise DecodeError(f"why({i}): {len(ids) + i} tokens came before, but the context is {ctx}.")
+    with evaluating(model):
+        memory = model.read(torch.tensor([g.prompt_ids], device=device)) if is_pair(model) else None
+        logits = next_logits(model, torch.tensor([[*ids, *before]], device=device), memory=memory)[:,
+                                                                                                   :tok and tok.vocab_size]
+    base = getattr(g.strategy, "base", g.strategy)
+    steps = getattr(base, "chain", Chain()).trace(logits, History(torch.tensor([[*ids, *before]], device=device),
+                                                                  len(ids)))
+    probs = [(repr(p) if p else "the model", x[0].softmax(-1)) for p, x in steps]
+    shown = list(dict.fromkeys([g.ids[i], *(t for _, p in (probs[0], probs[-1]) for t in p.topk(min(most,
+                                                                                                    len(p))).indices.tolist())]))
+    rows = [{"token": name_token(tok, t) + (" ←" if t == g.ids[i] else ""), **{n: f"{100 * p[t].item():.1f}%" for n,
+                                                                               p in probs}} for t in shown]
+    return table(rows, title=f"new token {i}: probabilities after each step, in order")

@@ -130,7 +130,7 @@ class Row:
         self.finish = self.finish or why
         self._release()
 
-# %% ../../nbs/decode/02_reply.ipynb #6f91edab
+# %% ../../nbs/decode/02_reply.ipynb #13b48d48
 @dataclass(repr=False)
 class Generation:
     "A reply: text, ids, and how sure the model was."
@@ -146,6 +146,7 @@ class Generation:
     best: tuple = () # the n best, where a strategy has several
     value: float|None = field(default=None, compare=False) # the strategy's own score, where it has one
     steps: list = field(default_factory=list, compare=False) # what a strategy tells of its steps, for display
+    source: object = field(default=None, compare=False) # (weak reference to the model, tokenizer), for `why`
 
     @property
     def logprobs(self) -> list: # floats, one for each id
@@ -172,6 +173,15 @@ class Generation:
         "The n best; only this one where the strategy has no others."
         return list(self.best) or [self]
 
+    def why(self,
+        i:int, # which new token, from 0
+        most:int=6, # tokens to show
+    ) -> Static: # a table: probabilities before and after each processor
+        "Why this token: what the model thought, and what each processor made of it."
+        from llmnb.decode.generate import explain
+        return explain(self, i, most)
+
+    def __getstate__(self): return {**self.__dict__, "source": None}    # the model stays here
     def __str__(self): return self.text if self.text is not None else str(self.ids)
     def __repr__(self): return f"Generation({str(self)!r}, {len(self.ids)} tokens, {self.finish_reason})"
     def _repr_mimebundle_(self, include=None, exclude=None): return show_generation(self)._repr_mimebundle_()

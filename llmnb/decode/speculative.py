@@ -80,13 +80,16 @@ class LookupDraft:
         found = look_up(ids, self.ngram, n)
         return found, [None] * len(found)
 
-# %% ../../nbs/decode/06_speculative.ipynb #14b7b86c
+# %% ../../nbs/decode/06_speculative.ipynb #2b76ef8d
 class _Speculation(Strategy):
     "The loop; subclasses have `base`, `ahead` and `drafter(model)`."
     def decode(self, session):
         "The whole loop; yields after each step."
-        if is_pair(session.model): raise ValueError("speculation works with a decoder; this model has an encoder too. Use Greedy() or Beam().")
-        if session.sliding: raise ValueError("sliding=True does not go with speculation, which keeps the whole text in its caches; leave it out.")
+        if is_pair(session.model):
+            raise ValueError("speculation works with a decoder; this model has an encoder too. Use Greedy() or Beam().")
+        if session.sliding:
+            raise ValueError("sliding=True does not go with speculation, which keeps the whole text in its "
+                             "caches; leave it out.")
         for i, row in enumerate(session.rows):
             yield from _speculate(self, session, row, Draws(session.draw.seeds[i:i + 1], session.history.ids.device))
 
@@ -161,15 +164,16 @@ class _Back:
     def __enter__(self): self.length = self.history.length
     def __exit__(self, *_): self.history.length = self.length
 
-# %% ../../nbs/decode/06_speculative.ipynb #09f410cd
+# %% ../../nbs/decode/06_speculative.ipynb #6ff830ac
 def _check_options(base, ahead):
     if not isinstance(base, (Greedy, Sample)): raise TypeError(f"base = {base!r}; expected Greedy(...) or Sample(...).")
     _whole("ahead", ahead)
 
 def _whole(name, x):
-    if isinstance(x, bool) or not isinstance(x, int) or x < 1: raise ValueError(f"{name} = {x!r}; expected a whole number of at least 1.")
+    if isinstance(x, bool) or not isinstance(x, int) or x < 1:
+        raise ValueError(f"{name} = {x!r}; expected a whole number of at least 1.")
 
-# %% ../../nbs/decode/06_speculative.ipynb #782f8b54
+# %% ../../nbs/decode/06_speculative.ipynb #22018c3c
 @dataclass(frozen=True, repr=False)
 class Speculative(_Speculation):
     "Guesses of a smaller model, or of the first layers of the model itself."
@@ -179,7 +183,8 @@ class Speculative(_Speculation):
     def __post_init__(self):
         _check_options(self.base, self.ahead)
         if isinstance(self.draft, int): return _whole("draft", self.draft)
-        if not hasattr(self.draft, "new_cache"): raise TypeError(f"draft = {self.draft!r}; expected a model, or a number of layers.")
+        if not hasattr(self.draft, "new_cache"):
+            raise TypeError(f"draft = {self.draft!r}; expected a model, or a number of layers.")
 
     def drafter(self, model):
         "Who guesses for this model."

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['draw_token', 'Draws', 'Strategy', 'Greedy', 'Sample', 'pick_strategy']
 
-# %% ../../nbs/decode/01_strategies.ipynb #d86f54b8
+# %% ../../nbs/decode/01_strategies.ipynb #7b80410e
 import math
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 
 import torch
 
+from .bans import Epsilon, Eta, NoRepeatNGram, TopNSigma
 from .processors import (Chain, FrequencyPenalty, History, MinP, PresencePenalty, RepetitionPenalty,
     Temperature, TopK, TopP, Typical)
 from ..plugins import registry
@@ -111,7 +112,7 @@ class Greedy(Strategy):
         best, ids = self.chain(logits, history).max(-1)
         return torch.where(best == -math.inf, -1, ids)
 
-# %% ../../nbs/decode/01_strategies.ipynb #3756f1ce
+# %% ../../nbs/decode/01_strategies.ipynb #31ec4049
 @dataclass(frozen=True, repr=False)
 class Sample(Strategy):
     "A random token, by the probabilities that the processors leave."
@@ -124,6 +125,10 @@ class Sample(Strategy):
     presence_penalty: float = 0.0 # subtracted for a token that the reply has
     frequency_penalty: float = 0.0 # subtracted each time that the reply has it
     processors: tuple = () # more of them, before the temperature
+    no_repeat_ngram: int|None = None # so many tokens in a row are not said twice
+    epsilon: float|None = None # drop what is less likely
+    eta: float|None = None # the same, with a bound that falls with the entropy
+    top_n_sigma: float|None = None # keep the logits within so many standard deviations of the best
     def __post_init__(self): _tuple("processors", self.processors); self.chain
 
     @cached_property
@@ -132,8 +137,11 @@ class Sample(Strategy):
         penalties = [f(x) for f, x, off in ((RepetitionPenalty, self.repetition_penalty, 1),
                                             (PresencePenalty, self.presence_penalty, 0),
                                             (FrequencyPenalty, self.frequency_penalty, 0)) if x not in (off, None)]
+        if self.no_repeat_ngram is not None: penalties.append(NoRepeatNGram(self.no_repeat_ngram))
         heat = [] if self.temperature == 1 else [Temperature(self.temperature)]
-        cuts = [f(x) for f, x in ((TopK, self.top_k), (TopP, self.top_p), (MinP, self.min_p), (Typical, self.typical_p))
+        cuts = [f(x) for f, x in ((TopK, self.top_k), (TopP, self.top_p), (MinP, self.min_p),
+                               (Typical, self.typical_p), (Epsilon, self.epsilon), (Eta, self.eta), (TopNSigma,
+                                                                                                     self.top_n_sigma))
                 if x is not None]
         return _chain(*penalties, *self.processors, *heat, *cuts)
 

@@ -50,14 +50,15 @@ class Heads(Part):
         "The module."
         return Attention(c, self, layer, causal, cross)
 
-# %% ../../nbs/model/01_attention.ipynb #a49104b6
+# %% ../../nbs/model/01_attention.ipynb #336c865b
 class Attention(Tapped):
     "Multi-head attention: grouped queries, positions by rotation, a cache; to itself or to a memory."
     points = ("q", "k", "v", "pattern", "heads")
     def __init__(self, c, part=Heads(), layer=0, causal=True, cross=False):
         super().__init__()
         self.heads, self.kv_heads, self.head_size, self.dropout = c.heads, c.kv_heads, c.head_size, c.dropout
-        self.layer, self.causal, self.is_cross, self.scale, self.softcap = layer, causal, cross, part.scale, part.softcap
+        self.layer, self.causal, self.is_cross = layer, causal and not cross, cross
+        self.scale, self.softcap = part.scale, part.softcap
         H, G, K = c.heads, c.kv_heads, c.head_size
         qkv_bias = c.bias if part.qkv_bias is None else part.qkv_bias
         if cross: self.q, self.kv = nn.Linear(c.width, H * K, bias=qkv_bias), nn.Linear(c.width, 2 * G * K, bias=qkv_bias)
@@ -81,17 +82,20 @@ class Attention(Tapped):
     def project_normed(self, x, angles):
         "The same with a norm of queries and keys before they are turned."
         H, G, K = self.heads, self.kv_heads, self.head_size
-        def split(t, n): return t.view(*x.shape[:2], n, K)
         q, k, v = self.qkv(x).split([H * K, G * K, G * K], -1)
-        if self.whole: q, k = split(self.q_norm(q), H), split(self.k_norm(k), G)
-        else: q, k = self.q_norm(split(q, H)), self.k_norm(split(k, G))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), split(v, G).transpose(1, 2)
+        q, k, v = self.part(q, H, self.q_norm), self.part(k, G, self.k_norm), self.part(v, G)
         return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+
+    def part(self, t, n, norm=None):
+        "(B, T, n K) to (B, n, T, K), with its norm, of all heads together or of each."
+        if norm is not None and self.whole: t = norm(t)
+        t = t.view(*t.shape[:2], n, self.head_size)
+        return (t if norm is None or self.whole else norm(t)).transpose(1, 2)
 
     def keys_of(self, memory):
         "Keys and values (B, G, S, K) of an encoder's states (B, S, D)."
-        k, v = self.kv(memory).view(*memory.shape[:2], 2, self.kv_heads, self.head_size).unbind(2)
-        return k.transpose(1, 2), v.transpose(1, 2)
+        k, v = self.kv(memory).chunk(2, -1)
+        return self.part(k, self.kv_heads, self.k_norm), self.part(v, self.kv_heads)
 
     def gather(self, q, k, v, see):
         "(B, H, T, K): what each head gathered. The plain formula if somebody listens to the pattern."
@@ -108,7 +112,7 @@ class Attention(Tapped):
         memory:torch.Tensor|None=None, # (B, S, D) what an encoder has read, for cross attention
     ) -> torch.Tensor: # (B, T, D)
         if self.is_cross:
-            q = self.q(x).view(*x.shape[:2], self.heads, self.head_size).transpose(1, 2)
+            q = self.part(self.q(x), self.heads, self.q_norm)
             k, v = self.keys_of(memory) if cache is None else cache.cross(self.layer, lambda: self.keys_of(memory))
         else: q, k, v = self.project(x, angles)
         q, k, v = self.tap(q, "q"), self.tap(k, "k"), self.tap(v, "v")

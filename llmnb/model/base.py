@@ -25,15 +25,17 @@ def _met(m):
     if hasattr(m, "weights_met"): return m.weights_met                     # a mixture of experts: the chosen ones
     return m.weight.numel() if isinstance(m, nn.Linear) else 0
 
-# %% ../../nbs/model/03a_base.ipynb #1b63ab05
+# %% ../../nbs/model/03a_base.ipynb #80e7edb0
 class Model(Tapped):
     "What a model offers besides its computation. It has a `config`, an `embed`, `layers` and a `head`."
     def new_cache(self,
         batch_size:int|None=None, # rows; only for the reader, the first tokens tell
         max_len:int|None=None, # room for this many tokens at once; None: grow
+        kind:str="plain", # "static", "window", "int8" or "auto": see `make_cache`
     ) -> KVCache:
         "An empty cache for this model."
-        return KVCache(self.config.decoder_layers, max_len)
+        from llmnb.model.caches import make_cache
+        return make_cache(self.config, kind, max_len)
 
     def num_parameters(self) -> int:
         "Trained numbers; a tied head counts once."

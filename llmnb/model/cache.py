@@ -8,7 +8,7 @@ __all__ = ['KVCache']
 # %% ../../nbs/model/02_cache.ipynb #70982f0c
 import torch
 
-# %% ../../nbs/model/02_cache.ipynb #efd4a67f
+# %% ../../nbs/model/02_cache.ipynb #1240001b
 class KVCache:
     "Keys and values of all layers for the tokens read so far. It carries no gradient."
     def __init__(self,
@@ -85,7 +85,7 @@ class KVCache:
         rows = self.store[..., :self.length, :].index_select(2, idx)
         if len(idx) == self.store.shape[2]: self.store[..., :self.length, :] = rows
         else:
-            self.store = self.store.new_empty(*self.store.shape[:2], len(idx), *self.store.shape[3:])
+            self.store = self.store.new_zeros(*self.store.shape[:2], len(idx), *self.store.shape[3:])
             self.store[..., :self.length, :] = rows
         return self
 

@@ -35,7 +35,7 @@ class StaticCache(KVCache):
         at = torch.arange(self.max_len, device=None if self.store is None else self.store.device)
         return torch.where(at < self.length + T, at, -1)
 
-# %% ../../nbs/model/02a_caches.ipynb #ef32d6b7
+# %% ../../nbs/model/02a_caches.ipynb #471c4c73
 class WindowCache(KVCache):
     "Layers with a window keep only the last tokens."
     def __init__(self,
@@ -51,7 +51,10 @@ class WindowCache(KVCache):
     @property
     def nbytes(self): return self._cross_bytes() + sum(kv.nbytes for kv in self.kept.values())
 
-    def _keep(self, window): return self.length if window is None else min(self.length, window - 1 + self.slack)
+    def _kept(self, window):
+        "Tokens that a layer with this window holds."
+        layer = self.windows.index(window)
+        return self.kept[layer].shape[3] if layer in self.kept else 0
 
     def update(self, layer, k, v):
         new, window = torch.stack([k.detach(), v.detach()]), self.windows[layer]
@@ -60,14 +63,15 @@ class WindowCache(KVCache):
                 raise ValueError(f"the cache holds {self.kept[layer].shape[1]} rows, but {len(k)} came; use a new cache, "
                                  f"or reorder(...) it to {len(k)} rows.")
             new = torch.cat([self.kept[layer], new], 3)
-        self.kept[layer] = new if window is None else new[:, :, :, -(window - 1 + self.slack):]
+        over = 0 if window is None else max(new.shape[3] - (window - 1 + self.slack), 0)
+        self.kept[layer] = new[:, :, :, over:].clone() if 2 * over > new.shape[3] else new[:, :, :, over:]
         if layer == self.layers - 1: self.length += k.shape[2]
         return new[0], new[1]
 
     def places(self, T, window=None):
         if window is None: return None
         device = next(iter(self.kept.values())).device if self.kept else None
-        return torch.arange(self.length - self._keep(window), self.length + T, device=device)
+        return torch.arange(self.length - self._kept(window), self.length + T, device=device)
 
     def reorder(self, idx):
         self._reorder_memory(idx)
@@ -84,13 +88,13 @@ class WindowCache(KVCache):
         self.length = n
         return self
 
-# %% ../../nbs/model/02a_caches.ipynb #9d569974
+# %% ../../nbs/model/02a_caches.ipynb #788f3e1e
 def to_int8(
     x:torch.Tensor, # (..., K)
 ) -> tuple: # int8 (..., K), and scales (..., 1)
     "Rounded to 255 steps between minus and plus the largest of the last dimension."
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    return (x / scale).round().to(torch.int8), scale
+    scale = (x.abs().amax(-1, keepdim=True) / 127).clamp(min=torch.finfo(x.dtype).tiny)
+    return (x / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 class Int8Cache(KVCache):
     "Keys and values as int8, with a scale for each head and token."

@@ -17,7 +17,7 @@ def causal_table(
     "True where a query may look: at its own place and before."
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
-# %% ../../nbs/model/01a_masks.ipynb #313dcd8e
+# %% ../../nbs/model/01a_masks.ipynb #93f8cf48
 def visible(
     T:int, # queries: the last T places
     S:int, # keys
@@ -27,19 +27,21 @@ def visible(
     causal:bool=True, # only back
     window:int|None=None, # no further than this many places, itself included
     docs:torch.Tensor|None=None, # (B, S) number of the document: only within the same
-    prefix=None, # (B,) or a number: so many first places are seen by all
+    prefix=None, # (B,) or a number: so many first places see each other both ways
     places:torch.Tensor|None=None, # (S,) int64: which token each key is, -1: none; None: the first S
 ) -> torch.Tensor|None: # (T, S) or (B, 1, T, S) bool, or None where the plain rule is enough
     "Who may look at whom. Everyone sees at least itself."
     if mask is None and docs is None and prefix is None and places is None and (window is None or window >= S):
         return None if not causal or T in (1, S) else causal_table(T, S, device)
-    k = torch.arange(S, device=device) if places is None else places
-    last = S - 1 if places is None else places.max()
+    k = torch.arange(S, device=device) if places is None else places.to(device or places.device)
+    last = S - 1 if places is None else k.max()
     q = torch.arange(T, device=device)[:, None] + (last - T + 1)
     see = k <= q if causal else (k >= 0).expand(T, S)
     if window is not None: see = see & (q - k < window) & (k - q < window)
-    if prefix is not None: see = see | (k < torch.as_tensor(prefix, device=device).reshape(-1, 1, 1, 1))
+    if prefix is not None:
+        first = torch.as_tensor(prefix, device=device).reshape(-1, 1, 1, 1)
+        see = see | ((k < first) & (q < first))
     if docs is not None: see = see & (docs[:, None, -T:, None] == docs[:, None, None, :])
-    if mask is not None: see = see & (mask.bool() if places is None else mask.bool()[:, places.clamp(min=0)])[:, None, None]
+    if mask is not None: see = see & (mask.bool() if places is None else mask.bool()[:, k.clamp(min=0)])[:, None, None]
     if places is not None: see = see & (k >= 0)
     return see | (k == q)
