@@ -312,7 +312,7 @@ def complete(ip, text):
     ("%llm tokenizer train shakespeare --voc", ["--vocab-size"]),
     ("%llm model l", ["llama"]),
     ("%llm model llama ti", ["tiny", "tinyllama-1.1b"]),
-    ("%%llm generate --strategy ", ["greedy", "sample"]),
+    ("%%llm generate --strategy ", ["beam", "contrast-with", "contrastive", "greedy", "guided", "prompt-lookup", "sample", "speculative"]),
     ("%%llm generate --strategy sample --temp", ["--temperature"]),
     ("%%llm train\nsteps = 3\nbatch", ["batch_size = "]),
     ("%llm help play", ["playground"]),

@@ -119,7 +119,7 @@ function charts(left, right, frame) {
 }
 """
 
-# %% ../../nbs/notebook/01_dashboard.ipynb #5863fd13
+# %% ../../nbs/notebook/01_dashboard.ipynb #4f1bf451
 _js_render = r"""
 function render({ model, el }) {
   const root = html("div", "llmnb-dash", el), head = html("div", "llmnb-head", root);
@@ -140,7 +140,7 @@ function render({ model, el }) {
     root.dataset.state = f.state; root.dataset.step = f.step;
     if (f.state !== last) { toggle.disabled = stop.disabled = false; last = f.state; }
     toggle.textContent = f.state === "paused" ? "Resume" : "Pause";
-    toggle.hidden = stop.hidden = ["done", "stopped", "failed"].includes(f.state);
+    toggle.hidden = stop.hidden = f.controls === false || ["done", "stopped", "failed"].includes(f.state);
     name.textContent = f.name || "training"; about.textContent = f.about;
     state.textContent = `${f.state}, step ${f.step.toLocaleString("en")}` + (f.steps ? ` of ${f.steps.toLocaleString("en")}` : "");
     fill.style.width = (f.steps ? Math.min(100, 100 * f.step / f.steps) : 0) + "%";
