@@ -33,7 +33,7 @@ def loss_plain(
     loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100, label_smoothing=smoothing)
     return loss + zloss * logits[labels != -100].logsumexp(-1).square().sum() if zloss else loss
 
-# %% ../../nbs/model/02d_loss.ipynb #2ed7c99d
+# %% ../../nbs/model/02d_loss.ipynb #598a4afb
 @torch.library.custom_op("llmnb::loss_by_rows", mutates_args=())
 def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:torch.dtype, rows:int, softcap:float|None,
              smoothing:float, zloss:float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -44,24 +44,25 @@ def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:tor
     for i in range(0, len(x), rows):
         part, real = x[i:i+rows].to(dtype), (labels[i:i+rows] != -100)[:, None]
         target = labels[i:i+rows, None].clamp(min=0)
-        logits = (part @ w.T).to(wide)
-        if bias is not None: logits += bias
-        if softcap is not None: logits = cap_logits(logits, softcap)
-        norm = logits.logsumexp(-1, keepdim=True)
-        loss = norm - logits.gather(1, target) * (1 - smoothing)
-        if smoothing: loss = loss - smoothing * logits.mean(-1, keepdim=True)
+        logits = part @ w.T
+        if bias is not None: logits = logits.to(wide) + bias
+        if softcap is not None: logits = cap_logits(logits.to(wide), softcap)
+        if zloss: norm = logits.to(wide).logsumexp(-1, keepdim=True)
+        slope = None if softcap is None else 1 - (logits / softcap).square()
+        d = logits.log_softmax(-1, dtype=wide)
+        loss = d.gather(1, target) * (smoothing - 1)
+        if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
         if zloss: loss = loss + zloss * norm.square()
         total += (loss * real).sum()
-        slope = None if softcap is None else 1 - (logits / softcap).square()
-        d = (logits - norm).exp_()
+        d = d.exp_()
         if zloss: d *= 1 + 2 * zloss * norm
         if smoothing: d -= smoothing / len(weight)
-        d = d.scatter_add_(1, target, torch.full_like(norm, smoothing - 1)) * real
+        d.scatter_add_(1, target, torch.full_like(loss, smoothing - 1))
         if slope is not None: d *= slope
-        if bias is not None: db += d.sum(0)
+        if bias is not None: db += (d * real).sum(0)
         d = d.to(dtype)
-        dx[i:i+rows] = d @ w
-        dw += d.T @ part
+        dx[i:i+rows] = (d @ w) * real                                       # rows that nobody asks about: zeroed where they are short
+        dw += d.T @ (part * real)
     return total, dx, dw, db
 
 @_by_rows.register_fake
