@@ -82,19 +82,20 @@ def _scale(ctx, g, *_):
 
 _by_rows.register_autograd(_scale, setup_context=_keep)
 
-# %% ../../nbs/model/02d_loss.ipynb #313252b9
+# %% ../../nbs/model/02d_loss.ipynb #b0f622e0
 def compute_dtype(
     x:torch.Tensor, # activations
 ) -> torch.dtype:
     "The dtype that matrix products of `x` are done in: autocast's, if it is on."
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type): return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
 
 def asked_rows(
     x:torch.Tensor, # (N, D)
     labels:torch.Tensor, # (N,) -100 where nothing is asked
 ) -> tuple: # both, without the rows that nobody asks about, if those are most
     "Only the rows that count, where that saves work."
-    if torch.compiler.is_compiling(): return x, labels                   # their number would be a new shape each time
+    if torch.compiler.is_compiling() or x.is_meta: return x, labels      # their number would be a new shape each time
     asked = labels != -100
     if 2 * int(asked.sum()) > len(labels): return x, labels
     return x[asked], labels[asked]
