@@ -12,6 +12,7 @@ TORCH       ?= 2.13.0
 JOBS        ?= 2
 ARGS        ?=
 PIP_ARGS    ?=
+EXTRAS      := clean,constrain,dev,fast,harness,onnx,sweep,track
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BIN   := $(VENV)/bin
@@ -28,7 +29,7 @@ $(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "llmnb needs Python 3.10 or newer: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing llmnb and what it needs (once; about two minutes and 3 GB)"
-	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[clean,dev,onnx]'
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@$(BIN)/python -m pip install -qq $(PIP_ARGS) --no-deps $$($(BIN)/python tools/extra.py samples)
 	@touch $@
 
@@ -64,7 +65,7 @@ notebooks: $(READY) ## run all pages again and keep what they show (or one: make
 lock: ## make constraints.txt again, from the newest packages that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) -U pip setuptools
-	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) torch==$(TORCH) -e '.[bench,clean,dev,onnx]'
+	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) torch==$(TORCH) -e '.[bench,$(EXTRAS)]'
 	@build/lock/bin/python -m pip install -qq $(PIP_ARGS) --no-deps $$(build/lock/bin/python tools/extra.py samples)
 	@build/lock/bin/python tools/lock.py > build/constraints.txt && mv build/constraints.txt constraints.txt
 	@rm -rf build/lock && echo "constraints.txt: $$(grep -c == constraints.txt) packages. Now: make test"

@@ -8,7 +8,7 @@ __all__ = ['KVCache']
 # %% ../../nbs/model/02_cache.ipynb #70982f0c
 import torch
 
-# %% ../../nbs/model/02_cache.ipynb #1240001b
+# %% ../../nbs/model/02_cache.ipynb #f97031b2
 class KVCache:
     "Keys and values of all layers for the tokens read so far. It carries no gradient."
     def __init__(self,
@@ -71,7 +71,12 @@ class KVCache:
         return self.memory[layer]
 
     def _check(self, k):
-        if self.store is not None and k.shape[0] != self.store.shape[2]:
+        if self.store is None: return
+        G, K = self.store.shape[3], self.store.shape[5]
+        if (k.shape[1], k.shape[3], k.dtype) != (G, K, self.store.dtype):
+            raise ValueError(f"the cache holds {G} heads of {K} in {self.store.dtype}, but {k.shape[1]} of {k.shape[3]} in "
+                             f"{k.dtype} came; a cache serves one model in one dtype: use model.new_cache().")
+        if k.shape[0] != self.store.shape[2]:
             raise ValueError(f"the cache holds {self.store.shape[2]} rows, but {k.shape[0]} came; "
                              f"use a new cache, or reorder(...) it to {k.shape[0]} rows.")
 
@@ -82,7 +87,7 @@ class KVCache:
         self._reorder_memory(idx)
         if self.store is None: return self
         idx = torch.as_tensor(idx, device=self.store.device)
-        rows = self.store[..., :self.length, :].index_select(2, idx)
+        rows = self._pick(self.store[..., :self.length, :], 2, idx)
         if len(idx) == self.store.shape[2]: self.store[..., :self.length, :] = rows
         else:
             self.store = self.store.new_zeros(*self.store.shape[:2], len(idx), *self.store.shape[3:])
@@ -91,8 +96,13 @@ class KVCache:
 
     def _reorder_memory(self, idx):
         for layer, (k, v) in self.memory.items():
-            at = torch.as_tensor(idx, device=k.device)
-            self.memory[layer] = k.index_select(0, at), v.index_select(0, at)
+            self.memory[layer] = self._pick(k, 0, idx), self._pick(v, 0, idx)
+
+    def _pick(self, t, dim, idx):
+        try: return t.index_select(dim, torch.as_tensor(idx, device=t.device))
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            raise ValueError(f"reorder({idx}): the cache holds {t.shape[dim]} rows; expected a list of whole numbers "
+                             f"from 0 to {t.shape[dim] - 1}.") from None
 
     def trim(self,
         n:int, # how many tokens to keep, from the first; 0 empties it

@@ -10,13 +10,15 @@ import torch
 
 from .cache import KVCache
 
-# %% ../../nbs/model/02a_caches.ipynb #f6d7f740
+# %% ../../nbs/model/02a_caches.ipynb #5d0d2b60
 class StaticCache(KVCache):
     "All slots at every step: shapes and addresses never change."
     def __init__(self,
         layers:int, # how many layers will write to it
         max_len:int, # slots
-    ): super().__init__(layers, max_len)
+    ):
+        if max_len is None: raise ValueError("max_len = None; a cache of fixed shape needs a number of slots.")
+        super().__init__(layers, max_len)
 
     def update(self, layer, k, v):
         T = k.shape[2]
@@ -35,13 +37,14 @@ class StaticCache(KVCache):
         at = torch.arange(self.max_len, device=None if self.store is None else self.store.device)
         return torch.where(at < self.length + T, at, -1)
 
-# %% ../../nbs/model/02a_caches.ipynb #471c4c73
+# %% ../../nbs/model/02a_caches.ipynb #7fe883af
 class WindowCache(KVCache):
     "Layers with a window keep only the last tokens."
     def __init__(self,
         windows:list, # for each layer its window in tokens, or None
         slack:int=16, # tokens that `trim` can go back
     ):
+        if slack < 0: raise ValueError(f"slack = {slack}; expected 0 or more tokens.")
         super().__init__(len(windows))
         self.windows, self.slack, self.kept = list(windows), slack, {}
 
@@ -53,6 +56,9 @@ class WindowCache(KVCache):
 
     def _kept(self, window):
         "Tokens that a layer with this window holds."
+        if window not in self.windows:
+            raise ValueError(f"the model has layers with window = {window}, the cache only {self.windows}; "
+                             "make it with model.new_cache(kind='window').")
         layer = self.windows.index(window)
         return self.kept[layer].shape[3] if layer in self.kept else 0
 
@@ -75,7 +81,7 @@ class WindowCache(KVCache):
 
     def reorder(self, idx):
         self._reorder_memory(idx)
-        self.kept = {i: kv.index_select(1, torch.as_tensor(idx, device=kv.device)) for i, kv in self.kept.items()}
+        self.kept = {i: self._pick(kv, 1, idx) for i, kv in self.kept.items()}
         return self
 
     def trim(self, n):

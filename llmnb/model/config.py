@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Decoder', 'Encoder', 'EncoderDecoder', 'UnknownFamily', 'TransformerConfig']
 
-# %% ../../nbs/model/03_config.ipynb #57bd4774
+# %% ../../nbs/model/03_config.ipynb #1571fc15
 import json
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from .attention import Heads
-from .blocks import PreNorm
-from .feedforward import FeedForward
+from .blocks import Parallel, PreNorm
+from .feedforward import Experts, FeedForward
 from .heads import LMHead, Tokens
 from .norms import LayerNorm, RMSNorm
 from .positions import Learned, Part, part
@@ -154,7 +154,7 @@ def _plain(v):
     if isinstance(v, tuple): return [_plain(p) for p in v]
     return v.to_json() if isinstance(v, Part) else v
 
-# %% ../../nbs/model/03_config.ipynb #0dc29310
+# %% ../../nbs/model/03_config.ipynb #8df53c14
 def _no_field(names):
     known = [f.name for f in fields(TransformerConfig)]
     wrong = ", ".join(map(repr, sorted(names)))
@@ -173,6 +173,8 @@ def _check_numbers(c):
     for name in ("bias", "tied"):
         if not isinstance(getattr(c, name), bool):
             raise TypeError(f"{name} = {getattr(c, name)!r}; expected True or False.")
+    if isinstance(c.dropout, bool) or not isinstance(c.dropout, (int, float)):
+        raise TypeError(f"dropout = {c.dropout!r}; expected a number from 0 to below 1.")
     if not 0 <= c.dropout < 1: raise ValueError(f"dropout = {c.dropout}; expected a number from 0 to below 1.")
     if c.family not in registry("families"): registry("families").get(c.family)        # raises, and tells the nearest
 
@@ -186,7 +188,20 @@ def _check_pairs(c):
         raise ValueError(f"heads = {c.heads} is not a multiple of kv_heads = {c.kv_heads}; "
                          "each key/value head serves the same number of query heads.")
     c.positions.check(c)                                                               # RoPE wants an even head size
+    _check_parts(c)
     _check_shape(c)
+
+def _check_parts(c):
+    "Numbers inside the parts."
+    def whole(name, v, least):
+        if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < least):
+            raise ValueError(f"{name} = {v!r}; expected a whole number, at least {least}.")
+    for p in c.attention if isinstance(c.attention, tuple) else (c.attention,): whole(f"{p}: window", p.window, 1)
+    whole(f"{c.positions}: offset", getattr(c.positions, "offset", None), 0)
+    for name, least in (("decoder_layers", 1), ("start", 0)):
+        whole(f"{c.arch}: {name}", getattr(c.arch, name, None), least)
+    eps = getattr(c.norm, "eps", 1.0)
+    if not isinstance(eps, (int, float)) or not eps > 0: raise ValueError(f"norm = {c.norm}: expected eps above 0.")
 
 def _check_shape(c):
     "What does not go together with the architecture."
@@ -194,6 +209,10 @@ def _check_shape(c):
     head, arch = f"head = {c.head}", f"arch = {c.arch}"
     if c.arch.pair and not c.head.words:
         no(head, arch, "an encoder-decoder writes words; use LMHead(), or arch='encoder'")
+    if c.arch.pair and isinstance(c.block, Parallel):
+        no(f"block = {c.block}", arch, "its branches run side by side, with no place for cross attention; use PreNorm()")
+    if c.bias and isinstance(c.mlp, Experts):
+        no(f"mlp = {c.mlp}", "bias = True", "experts have no biases; use bias=False")
     if c.block.shared and c.arch.causal:
         no(f"block = {c.block}", arch, "layers that share weights are for encoders")
     if c.embed.size and c.embed.size != c.width and c.tied and c.head.words and not getattr(c.head, "act", ""):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PATTERNS', 'pattern_of', 'byte_words', 'BPE', 'Unigram', 'WordPiece', 'bert_normalizer', 'Char', 'Byte']
 
-# %% ../../nbs/text/01a_kinds.ipynb #d82a38c4
+# %% ../../nbs/text/01a_kinds.ipynb #618cf2b3
 from collections import Counter
 
 import tokenizers
@@ -13,6 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from ..settings import did_you_mean
 from .bpe import GPT2_PATTERN, byte_alphabet
+from .learner import Spool, fast_there, learn_fast
 
 # %% ../../nbs/text/01a_kinds.ipynb #a6aec454
 _contraction = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -91,7 +92,7 @@ def _with_unknown(specials):
     found = next((t for t in specials if t in _unknown), None)
     return (specials, found) if found else ([*specials, _unknown[0]], _unknown[0])
 
-# %% ../../nbs/text/01a_kinds.ipynb #393a8785
+# %% ../../nbs/text/01a_kinds.ipynb #1a1aad27
 class BPE:
     "Learns a byte-level byte-pair vocabulary: every text can be encoded, and comes back unchanged."
     def __init__(self,
@@ -99,15 +100,28 @@ class BPE:
         special_tokens=_ends, # they get the first ids
         pattern:str="gpt2", # how text is cut into words: a name of `PATTERNS` or a regular expression
         min_frequency:int=2, # a pair that is rarer is not merged
+        engine:str="auto", # "tokenizers", or "gigabpe" where it is installed: the same result, sooner
     ):
         self.special_tokens, self.pattern, self.min_frequency = _check_specials(special_tokens), pattern, min_frequency
-        self.vocab_size = _check_size(vocab_size, self.special_tokens)
-        pattern_of(pattern)
+        self.vocab_size, self.engine = _check_size(vocab_size, self.special_tokens), engine
+        known = pattern_of(pattern) == GPT2_PATTERN
+        if engine not in ("auto", "tokenizers", "gigabpe"):
+            raise ValueError(f"engine={engine!r}: expected auto, tokenizers or gigabpe.")
+        if engine == "gigabpe" and not (known and fast_there()):
+            raise ValueError("engine='gigabpe' needs the package (pip install gigabpe) and pattern='gpt2'; engine='auto' takes what fits.")
+        self.fast = engine != "tokenizers" and known and fast_there()
 
     def train(self,
-        texts, # an iterator of strings
+        texts, # an iterator of strings; white space at their ends does not count
     ) -> tokenizers.Tokenizer:
         "Learn from a stream; only the different words and their counts are kept in memory."
+        texts = (t.rstrip() for t in texts)
+        if not self.fast: return self._plain(texts)
+        with Spool(texts) as spool:
+            if spool.odd: return self._plain(iter(spool))
+            return _bytes_first(learn_fast(spool.path, self.vocab_size, self.special_tokens, self.min_frequency), self.pattern)
+
+    def _plain(self, texts):
         rust = _bytes_first(tokenizers.Tokenizer(models.BPE()), self.pattern)
         rust.train_from_iterator(texts, trainers.BpeTrainer(
             vocab_size=self.vocab_size, min_frequency=self.min_frequency, special_tokens=self.special_tokens,

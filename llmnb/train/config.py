@@ -6,8 +6,8 @@
 __all__ = ['default_batch_size', 'default_lr', 'default_warmup', 'default_valid_every', 'TrainConfig', 'train_config',
            'pick_optimizer', 'pick_schedule', 'pick_callbacks']
 
-# %% ../../nbs/train/05_config.ipynb #8270a70b
-import math, shutil
+# %% ../../nbs/train/05_config.ipynb #c0d2920d
+import inspect, math, shutil
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ def default_valid_every(
     times = min(10, max(1, int(0.05 * 3 * train_tokens / max(1, valid_tokens))))
     return max(1, steps // times)
 
-# %% ../../nbs/train/05_config.ipynb #41205bf9
+# %% ../../nbs/train/05_config.ipynb #cd1a4796
 @dataclass(frozen=True)
 class TrainConfig:
     "Every number of a run."
@@ -64,6 +64,8 @@ class TrainConfig:
     save_every:int|None # steps between checkpoints; None for by the clock
     log_every:int # steps between rows of the log
     compile:bool # whether the loss is compiled
+    zloss:float = 0.0 # weight of the z-loss
+    recompute:bool = False # whether layers are worked out again for the gradient
 
 # %% ../../nbs/train/05_config.ipynb #50c7988f
 def _whole(name, value, low=1):
@@ -116,10 +118,10 @@ def _pick_compile(compile, device, dtype, model, tokens):
     rate = rates.get(str(dtype).removeprefix("torch."), rates["float32"])
     return tokens * cost / (0.4 * rate) > 300
 
-# %% ../../nbs/train/05_config.ipynb #79b93cdd
+# %% ../../nbs/train/05_config.ipynb #a3544f89
 def train_config(
     model, data, steps, epochs, lr, batch_size, accumulate, clip,
-    valid_every, save_every, seed, device, dtype, compile, # as in `Trainer`
+    valid_every, save_every, seed, device, dtype, compile, zloss=0.0, recompute=False, # as in `Trainer`
 ) -> TrainConfig:
     "Check what was given and derive the rest. Raises `ValueError` or `TypeError` with the value and what was expected."
     _check_fit(model, data)
@@ -127,6 +129,10 @@ def train_config(
     steps = _count_steps(data, steps, epochs, batch_size, _whole("accumulate", accumulate))
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile = {compile!r}: expected True, False or 'auto'.")
+    if isinstance(zloss, bool) or not isinstance(zloss, (int, float)) or not 0 <= zloss < math.inf:
+        raise ValueError(f"zloss = {zloss!r}: expected a weight from 0, such as 1e-4.")
+    if zloss and "zloss" not in inspect.signature(model.loss).parameters:
+        raise ValueError(f"zloss = {zloss!r}: the loss of a {type(model).__name__} takes no zloss; leave it 0.")
     device = pick_device(device); dtype = check_format(pick_dtype(dtype, device), device)
     tokens = steps * accumulate * batch_size * data.ctx
     return TrainConfig(
@@ -139,9 +145,10 @@ def train_config(
         valid_every=(default_valid_every(steps, tokens, data.valid.n_tokens) if valid_every is None
                      else _whole("valid_every", valid_every)),
         save_every=save_every if save_every is None else _whole("save_every", save_every),
-        log_every=max(1, steps // 2000), compile=_pick_compile(compile, device, dtype, model, tokens))
+        log_every=max(1, steps // 2000), compile=_pick_compile(compile, device, dtype, model, tokens),
+        zloss=float(zloss), recompute=bool(recompute))
 
-# %% ../../nbs/train/05_config.ipynb #d3d19c48
+# %% ../../nbs/train/05_config.ipynb #d8a34971
 def pick_optimizer(
     optimizer, # a name or an object
 ): # (model, lr) -> torch.optim.Optimizer
@@ -158,8 +165,10 @@ def pick_schedule(
 ): # step -> multiplier
     "The schedule of the learning rate."
     if isinstance(schedule, str):
-        warmup = default_warmup(steps) if warmup is None else _whole("warmup", warmup, 0)
-        if warmup >= steps and warmup:
+        own = getattr(registry("schedules").get(schedule), "warmup", 0) is None     # it has a rule of its own
+        if warmup is not None: _whole("warmup", warmup, 0)
+        elif not own: warmup = default_warmup(steps)
+        if warmup and warmup >= steps:
             raise ValueError(f"warmup = {warmup}: expected fewer than the run's {steps} steps.")
         return registry("schedules").resolve(schedule, steps=steps, warmup=warmup)
     if warmup is not None:

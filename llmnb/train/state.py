@@ -6,7 +6,7 @@
 __all__ = ['deferred_interrupt', 'own_numbers', 'seed_step', 'fp32_precision', 'save_weights', 'load_weights', 'TrainingError',
            'LossError', 'Controls', 'Record', 'Checkpoints', 'Spare', 'pick_watcher']
 
-# %% ../../nbs/train/04_state.ipynb #b9f8238f
+# %% ../../nbs/train/04_state.ipynb #892b3a61
 import json, math, signal, threading, time, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from .. import LLMNBError
 from ..device import pick_ui
 from ..plugins import BrokenPlugin, registry
-from .callbacks import Progress, notify
+from .callbacks import Progress, load_callbacks, notify, save_callbacks
 from .optim import load_optimizer, save_optimizer
 from .run import RunError, history, save_checkpoint, write_json
 
@@ -105,12 +105,13 @@ def load_weights(
     if model is None: return fresh
     model.load_state_dict(fresh.state_dict()); return model
 
-# %% ../../nbs/train/04_state.ipynb #ea2c6966
+# %% ../../nbs/train/04_state.ipynb #ee11a30d
 class TrainingError(LLMNBError, RuntimeError):
     "A run that ended in an error; the message says where it can go on from."
 
 class LossError(TrainingError, ValueError):
-    "A loss that is not a number any more."
+    "A loss or a gradient that is not a number any more."
+    step = None     # the update after which it showed
 
 # %% ../../nbs/train/04_state.ipynb #12454540
 class Controls:
@@ -160,7 +161,7 @@ class Controls:
         self._go.set(); self.state = "running"
         return time.perf_counter() - start
 
-# %% ../../nbs/train/04_state.ipynb #784b5129
+# %% ../../nbs/train/04_state.ipynb #f1fba978
 class Record:
     "What a trainer writes down: rows, times, the last losses."
     def __init__(self):
@@ -208,15 +209,20 @@ class Record:
         rate = sum(p[4] for p in pending) / max(1e-9, self.overhead["step"] - self._fetched_step)
         self._fetched, self._fetched_step, rows = time.perf_counter(), self.overhead["step"], []
         for (step, _, _, lr, _, at), (loss, norm) in zip(pending, values):
-            if not math.isfinite(loss):
-                raise LossError(f"the loss of step {step} is {loss}. Usual causes: too high a rate (here {lr:.2g}), "
-                                f"no warm-up, no clipping (clip = {self.config.clip})")
+            scaled = self._engine.accelerator.scaler is not None        # it skips steps with such gradients
+            if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
+                what = f"the loss of step {step} is {loss}" if not math.isfinite(loss) else (
+                    f"the gradient of step {step} has the norm {norm}")
+                error = LossError(f"{what}. Usual causes: too high a rate (here {lr:.2g}), "
+                                  f"no warm-up, no clipping (clip = {self.config.clip})")
+                error.step = step
+                raise error
             if step == 1 or step % self.config.log_every == 0 or step == self.steps:
                 rows.append(self.log(step=step, loss=loss, lr=lr, grad_norm=norm,
                                      tokens_per_second=round(rate, 1), time=at))
         for row in rows: self._notify("on_step", row)
 
-# %% ../../nbs/train/04_state.ipynb #de22a070
+# %% ../../nbs/train/04_state.ipynb #20e114c3
 class Checkpoints:
     "Writing a trainer to its folder, and going back to what was written."
     def save(self) -> "Trainer":
@@ -239,7 +245,9 @@ class Checkpoints:
         save_weights(self.model, folder)
         save_optimizer(self._engine.plain_optimizer, folder)
         scaler = self._engine.accelerator.scaler
-        said = dict(step=self.step, lr=self.lr, seconds=self.seconds, scaler=scaler and scaler.state_dict())
+        save_callbacks(self.callbacks, folder)
+        said = dict(step=self.step, lr=self.lr, seconds=self.seconds, scaler=scaler and scaler.state_dict(),
+                    skipped=sorted(self.skipped), rescues=self.rescues)
         write_json(folder/"trainer.json", said)
 
     def _save_due(self):
@@ -252,6 +260,7 @@ class Checkpoints:
         "Take the step and what goes with it from a checkpoint."
         kept = json.loads((checkpoint/"trainer.json").read_text())
         self.step, self.lr, self._before = kept["step"], kept["lr"], kept["seconds"]
+        self.skipped, self.rescues = set(kept.get("skipped", ())), kept.get("rescues", [])
         self.rows, self._pending = [r for r in self.rows if r["step"] <= self.step], []
         self.valid_loss = next((r["valid_loss"] for r in reversed(self.rows) if "valid_loss" in r), None)
         return kept
@@ -265,6 +274,7 @@ class Checkpoints:
 
     def _resume_optimizer(self, checkpoint):
         load_optimizer(self._engine.plain_optimizer, checkpoint)
+        load_callbacks(self.callbacks, checkpoint)
         scaler, state = self._engine.accelerator.scaler, json.loads((checkpoint/"trainer.json").read_text())["scaler"]
         if scaler is not None and state: scaler.load_state_dict(state)
 

@@ -26,7 +26,7 @@ from .state import (Checkpoints, Controls, LossError, Record, TrainingError, def
                                fp32_precision, load_weights, own_numbers, pick_watcher, seed_step)
 from .step import Engine, batch_that_fits, mean_loss, out_of_memory
 
-# %% ../../nbs/train/06_trainer.ipynb #09f96e43
+# %% ../../nbs/train/06_trainer.ipynb #00de107a
 class Loop(Controls, Record, Checkpoints):
     "The training loop."
     @property
@@ -35,19 +35,31 @@ class Loop(Controls, Record, Checkpoints):
         return self.config.steps
 
     def _loop(self):
-        c = self.config
         if self._valid_due(): self.validate()       # one that an interrupt cut short
-        while self.step < c.steps and not self._stop.is_set():
-            with self._clock("step"):
-                seed_step(c.seed, self.step, self._engine.device)
-                lr = self.lr * self.schedule(self.step)
-                batches = self._batches()
-                loss, norm = self._engine.update(batches, lr)
-                self.step += 1; self._engine.torn = False
-            self._keep(loss, norm, lr, sum(b.ids.numel() for b in batches))
-            if self._save_due(): self._save()       # before the validation: what could fail comes after what is kept
-            if self._valid_due(): self.validate()
+        while self.step < self.steps and not self._stop.is_set():
+            try:
+                if self.step + 1 in self.skipped: self._skip()
+                else: self._keep(*self._update())
+                if self._save_due(): self._save()   # before the validation: what could fail comes after what is kept
+                if self._valid_due(): self.validate()
+            except LossError as e:
+                if not any([c.on_error(self, e) for c in self._watchers if hasattr(c, "on_error")]): raise
             self._since += self._hold()
+
+    def _update(self, rate=None):
+        "One update of the weights: gives the loss, the gradient's norm, the rate, the number of tokens."
+        with self._clock("step"):
+            seed_step(self.config.seed, self.step, self._engine.device)
+            lr = self.lr * self.schedule(self.step) if rate is None else rate
+            batches = self._batches()
+            loss, norm = self._engine.update(batches, lr)
+            self.step += 1; self._engine.torn = False
+        if rate is None: self._notify("on_update", loss, norm)      # with a given rate it is only done over again
+        return loss, norm, lr, sum(b.ids.numel() for b in batches)
+
+    def _skip(self):
+        "A step without an update: its batch was found to do harm."
+        self.step += 1; self.log(skipped=True)
 
     def _batches(self):
         "The parts of the next update: batches number step x accumulate and on."
@@ -62,7 +74,9 @@ class Loop(Controls, Record, Checkpoints):
     def validate(self) -> float|None: # nats a token; None where it was stopped half-way
         "The loss over the whole validation split, each target once; goes into the log."
         self._flush()
-        with self._clock("valid"):
+        with self._clock("valid"), ExitStack() as stack:
+            for c in self.callbacks:
+                if hasattr(c, "during_valid"): stack.enter_context(c.during_valid(self))
             batches = self.data.valid_batches(self.config.batch_size)
             loss = mean_loss(self._engine, batches, self._stop.is_set)
         if loss is None: return None
@@ -70,7 +84,7 @@ class Loop(Controls, Record, Checkpoints):
         self._notify("on_valid", self.log(valid_loss=loss))
         return loss
 
-# %% ../../nbs/train/06_trainer.ipynb #9e3306a9
+# %% ../../nbs/train/06_trainer.ipynb #50fb0a15
 class Opening(Loop):
     "How a `fit` starts."
     def _start(self, background):
@@ -101,7 +115,10 @@ class Opening(Loop):
         ahead = self._engine is not None            # a checkpoint could not be written: memory is ahead of the disk
         if not ahead:
             dtype = getattr(torch, c.dtype)
-            self._engine = Engine(self.model, self.optimizer, self.lr, device, dtype, c.clip, c.compile)
+            self._engine = Engine(self.model, self.optimizer, self.lr, device, dtype, c.clip, c.compile,
+                                  c.zloss, c.recompute)
+            if any(hasattr(w, "on_gradient") for w in self._watchers):
+                self._engine.saw_gradient = lambda: self._notify("on_gradient")
         self._engine.net.train()
         if self.state == "new": self._create()
         elif not ahead or self._engine.torn: self._continue()
@@ -298,7 +315,7 @@ def report(t) -> Static:
     if held: curves["validation*"] = ([r["step"] for r in held], [r["valid_loss"] for r in held])
     return line_chart(curves, title="Loss", x_label="step", y_label="nats a token") + out
 
-# %% ../../nbs/train/06_trainer.ipynb #a94c875c
+# %% ../../nbs/train/06_trainer.ipynb #7f49bb7b
 class Trainer(Session):
     "Trains a model on data, in a run folder that can be reopened."
     def __init__(self,
@@ -322,9 +339,11 @@ class Trainer(Session):
         device=None, # by default settings.device
         dtype=None, # number format of matrix products; by default the fastest that is sound here
         compile=False, # True, False or "auto"
+        zloss:float=0.0, # weight of the z-loss, in training only
+        recompute:bool=False, # gradient checkpointing: less memory, a third more time
     ):
         config = train_config(model, data, steps, epochs, lr, batch_size, accumulate, clip, valid_every, save_every,
-                              seed, device, dtype, compile)
+                              seed, device, dtype, compile, zloss, recompute)
         optimizer, schedule = pick_optimizer(optimizer), pick_schedule(schedule, config.steps, warmup)
         callbacks = pick_callbacks(callbacks)
         self._any_folder = run is None
@@ -340,6 +359,7 @@ class Trainer(Session):
         self.model, self.data, self.config = model, data, config
         self.optimizer, self.schedule, self.callbacks = optimizer, schedule, callbacks
         self.step, self.lr = 0, config.lr
+        self.skipped, self.rescues = set(), []      # steps without an update; what a guard did, and where
         self._place(run)
         self._engine, self._watchers, self._stack, self._saved = None, callbacks, ExitStack(), (-1, 0.0, 0.0)
 
