@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
-           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'generate', 'stream',
-           'Generation', 'Greedy', 'Sample', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline',
-           'evaluate_loss', 'Dashboard', 'show_run', 'playground', 'Playground']
+           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'Keep', 'KeepBest',
+           'EarlyStop', 'EMA', 'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe', 'Norms', 'Memory', 'Profile',
+           'show_profile', 'Track', 'lr_find', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'perplexity',
+           'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'Dashboard', 'show_run',
+           'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -27,8 +29,14 @@ from .settings import settings
 from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
 from .text.tokenizer import Tokenizer
-from .train.callbacks import Callback
+from .train.averages import EMA, load_averaged
+from .train.callbacks import Callback, EarlyStop, KeepBest, SampleText
+from .train.guard import Guard
+from .train.lr_find import lr_find
+from .train.run import Keep
+from .train.trackers import Track
 from .train.trainer import Trainer
+from .train.watches import Every, Memory, Norms, Probe, Profile, show_profile
 
 # %% ../nbs/notebook/05_all.ipynb #5dbdf71b
 _all_ = [
@@ -36,7 +44,8 @@ _all_ = [
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
     "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
-    "Trainer", "Callback",                                                                                          # train
+    "Trainer", "Callback", "Keep", "KeepBest", "EarlyStop", "EMA", "load_averaged", "Guard", "SampleText",           # train
+    "Every", "Probe", "Norms", "Memory", "Profile", "show_profile", "Track", "lr_find",
     "generate", "stream", "Generation", "Greedy", "Sample",                                                         # decode
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",                                                              # measure
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
