@@ -309,6 +309,7 @@ class Checkpoints:
         "Weights, optimizer, callbacks, counters and log as they were then. For callbacks, and between two fits."
         self._go_back(newest(self.folder) if checkpoint is None else Path(checkpoint))
         self._engine.torn = False
+        self.folder.log.cut(self.step, self.rows)
         return self
 
     def _go_back(self, checkpoint):
@@ -316,7 +317,6 @@ class Checkpoints:
         if self._since: self._since = time.perf_counter()      # the time since then did not count
         load_weights(checkpoint, self.model)
         self._resume_optimizer(checkpoint)
-        self.folder.log.cut(self.step, self.rows)
 
     def _resume_optimizer(self, checkpoint):
         load_optimizer(self._engine.plain_optimizer, checkpoint)
