@@ -454,7 +454,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'llmnb.display._numeric': ('display.html#_numeric', 'llmnb/display.py'),
                                'llmnb.display._records': ('display.html#_records', 'llmnb/display.py'),
                                'llmnb.display._rgba': ('display.html#_rgba', 'llmnb/display.py'),
-                               'llmnb.display._square': ('display.html#_square', 'llmnb/display.py'),
+                               'llmnb.display._squares': ('display.html#_squares', 'llmnb/display.py'),
                                'llmnb.display._svg': ('display.html#_svg', 'llmnb/display.py'),
                                'llmnb.display._text': ('display.html#_text', 'llmnb/display.py'),
                                'llmnb.display._text_table': ('display.html#_text_table', 'llmnb/display.py'),
