@@ -8,6 +8,7 @@ __all__ = ['TOP', 'DATA', 'RunFileError', 'read_run_file', 'check_keys', 'make_d
 
 # %% ../../nbs/train/07c_main.ipynb #0e38d385
 import argparse, inspect, os, signal, sys, threading, traceback
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -187,9 +188,17 @@ def _train(args, watched):
     device = args.device or (said["train"].get("device") if said else RunFolder(args.run).config["train"]["device"])
     ranks = join(pick_device(device))
     run = ranks.share(str(start(said) if said else Path(args.run)) if ranks.main else None)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    Trainer.reopen(run, device=args.device).fit()
+    with _term_asks(): Trainer.reopen(run, device=args.device).fit()
     return 0
+
+@contextmanager
+def _term_asks():
+    "Within this block SIGTERM asks what SIGINT asks: to stop with a checkpoint."
+    main = threading.current_thread() is threading.main_thread()
+    if main: before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try: yield
+    finally:
+        if main: signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/train/07c_main.ipynb #427d6666
 def _first_bytes():
@@ -213,10 +222,9 @@ def _call():
     from llmnb.train.launch import LOST
     from llmnb.train.ranks import join, lost
     function, args, folder = dill.loads(_first_bytes())
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         ranks = join(pick_device(None))
-        Path(folder, f"{ranks.rank}.dill").write_bytes(dill.dumps(function(*args)))
+        with _term_asks(): Path(folder, f"{ranks.rank}.dill").write_bytes(dill.dumps(function(*args)))
         ranks.wait()
     except Exception as e:
         traceback.print_exc()

@@ -162,6 +162,7 @@ def wrap(
     "The module as accelerate runs it: plain, or averaging its gradients, or divided among the ranks."
     if ranks.sharded:
         from llmnb.train.shards import shard
+        if accelerator.scaler is not None: raise RankError("dtype = float16 does not go with divided weights; use bfloat16.")
         same_start(net, accelerator.device)
         return accelerator.prepare_model(shard(net, accelerator.device), device_placement=False, evaluation_mode=True)
     if ranks.size > 1:

@@ -53,12 +53,14 @@ def accelerator_for(
     "An Accelerator for this device and format, whatever was made before."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import patch_environment
     check_format(dtype, device)
     shared = AcceleratorState._shared_state
     if shared and shared["device"].type == device.type: shared["_mixed_precision"] = _precision[dtype]
     elif shared and str(shared.get("distributed_type", "")).endswith("NO"):
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=_precision[dtype], cpu=device.type == "cpu", device_placement=False)
+    with patch_environment(accelerate_use_fsdp="false"):        # weights are divided by `wrap`, on every kind of device
+        return Accelerator(mixed_precision=_precision[dtype], cpu=device.type == "cpu", device_placement=False)
 
 # %% ../../nbs/train/03_step.ipynb #c67cbd6d
 def recompute_layers(
