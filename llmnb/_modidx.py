@@ -2506,6 +2506,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmnb.train.state.Controls.__init__': ('train/state.html#controls.__init__', 'llmnb/train/state.py'),
                                    'llmnb.train.state.Controls._hold': ('train/state.html#controls._hold', 'llmnb/train/state.py'),
                                    'llmnb.train.state.Controls.alive': ('train/state.html#controls.alive', 'llmnb/train/state.py'),
+                                   'llmnb.train.state.Controls.interrupt': ('train/state.html#controls.interrupt', 'llmnb/train/state.py'),
                                    'llmnb.train.state.Controls.pause': ('train/state.html#controls.pause', 'llmnb/train/state.py'),
                                    'llmnb.train.state.Controls.resume': ('train/state.html#controls.resume', 'llmnb/train/state.py'),
                                    'llmnb.train.state.Controls.stop': ('train/state.html#controls.stop', 'llmnb/train/state.py'),

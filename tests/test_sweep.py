@@ -52,7 +52,7 @@ def test_a_grid_runs_once_and_keeps_nothing_in_memory(data, tmp_path):
 def test_a_sweep_that_was_stopped_goes_on(data):
     class Interrupt:
         def on_step(self, t, row):
-            if row["step"] == 4: t.stop()
+            if row["step"] == 4: t.interrupt()
     space, whole = dict(lr=[1e-3, 1e-2]), sweep(Maker(data, save_every=2), dict(lr=[1e-3, 1e-2]), name="whole")
     half = sweep(Maker(data, save_every=2, callbacks=[Interrupt()]), space, name="half")
     assert [t.state for t in half.trials] == ["stopped"] and not (half.trials[0].run/"trial.json").exists()
@@ -61,6 +61,13 @@ def test_a_sweep_that_was_stopped_goes_on(data):
     assert len(make.models) == 1                                    # the first went on from its checkpoint
     for a, b in zip(rest.trials, whole.trials):
         assert a.loss == b.loss and [r.get("loss") for r in a.rows] == [r.get("loss") for r in b.rows]
+
+
+def test_a_run_that_a_callback_ended_is_done(data):
+    class Enough:
+        def on_valid(self, t, row): t.stop()
+    found = sweep(Maker(data, callbacks=[Enough()]), dict(lr=[1e-3, 1e-2]), name="early")
+    assert [t.state for t in found.trials] == ["done"] * 2 and all(t.rows[-1]["step"] == 3 for t in found.trials)
 
 
 def test_a_loss_that_is_no_number_is_a_result_and_another_error_is_not(data):

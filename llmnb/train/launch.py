@@ -175,9 +175,10 @@ def _launch_trainer(t, size, fsdp, env):
     lay_out(t)
     list(_recipes(t.run, t.folder.config))
     store, port = meeting_place()
-    team = Team([sys.executable, "-m", "llmnb.train", str(t.run)], size, env(port)).watch()
+    team = Team([sys.executable, "-m", "llmnb.train", str(t.run)], size, env(port))
+    try: team.watch()
+    finally: catch_up(t)
     said = what_happened(team)
-    catch_up(t)
     if said is None or team.interrupted: return t
     t.state = "failed"
     raise TrainingError(f"{said.rstrip('.')}. The last checkpoint is '{shown(newest(t.folder))}'; launch(trainer, processes={size}) "

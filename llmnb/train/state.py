@@ -125,12 +125,17 @@ class Controls:
     def __init__(self):
         self.state, self.error = "new", None        # "new", "running", "paused", "stopped", "done", "failed"
         self._stop, self._go, self._thread, self._here = threading.Event(), threading.Event(), None, None
-        self._save_asked = False
+        self._save_asked, self.interrupted = False, False
         self._go.set()
 
     def stop(self) -> "Trainer":
         "Ask to stop after the step in progress; a checkpoint is written then. In the background, `wait` for it."
         self._stop.set(); return self
+
+    def interrupt(self) -> "Trainer":
+        "What Ctrl-C does: `stop`, and `interrupted` says that it was a person who wanted it."
+        self.interrupted = True
+        return self.stop()
 
     def pause(self) -> "Trainer":
         "Stop after the step in progress and hold; returns when it holds."

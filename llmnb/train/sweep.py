@@ -101,7 +101,7 @@ def run_trial(
     if not isinstance(t, Trainer): raise TypeError(f"make_trainer gave a {type(t).__name__}; expected a Trainer that has not started.")
     if Path(t.run) != trial.run.absolute():
         raise SweepError(f"the trainer's run is '{shown(t.run)}', not the '{shown(trial.run)}' that make_trainer was given; hand on run=run.")
-    try: t.fit(); trial.state = t.state
+    try: t.fit(); trial.state = "stopped" if t.interrupted else "done"
     except LossError as e: trial.state, trial.error = "failed", str(e).split(". ")[0]
     trial.loss, trial.seconds = _result(t) if trial.state == "done" else None, round(t.seconds, 3)
     if trial.state != "stopped": write_json(trial.run/"trial.json", {**asdict(trial), "run": trial.run.name})

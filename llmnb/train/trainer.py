@@ -98,7 +98,7 @@ class Opening(Loop):
     def _start(self, background):
         "Open everything and tell who watches; on an error all is as it was."
         state, engine, self.error = self.state, self._engine, None
-        self._stop.clear(); self._go.set()
+        self._stop.clear(); self._go.set(); self.interrupted = False
         self._here = threading.current_thread()
         try:
             self.ranks = join(pick_device(self.config.device))
@@ -124,7 +124,7 @@ class Opening(Loop):
         self.run.mkdir(parents=True, exist_ok=True)
         if ranks.main: enter(locked(self.run))
         enter(fp32_precision(c.fp32_precision))
-        if blocking: enter(own_numbers(device)); enter(deferred_interrupt(self.stop))
+        if blocking: enter(own_numbers(device)); enter(deferred_interrupt(self.interrupt))
         ahead = self._engine is not None            # a checkpoint could not be written: memory is ahead of the disk
         if not ahead:
             dtype = getattr(torch, c.dtype)
@@ -165,7 +165,7 @@ class Session(Opening):
         self._here, self._since, error = threading.current_thread(), time.perf_counter(), None
         try:
             try: self._loop()
-            except KeyboardInterrupt: self._stop.set()
+            except KeyboardInterrupt: self.interrupt()
             except Exception as e: error = e
             self.error = self._settle(error)
             self._notify("on_end")
