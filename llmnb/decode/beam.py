@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from .generate import DecodeError
+from .session import DecodeError
 from .processors import Chain
 from .reply import Row, from_row
 from .strategies import Sample, Strategy, _chain, _tuple, _wide, draw_token

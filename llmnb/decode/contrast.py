@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .generate import DecodeError, Session, evaluating, generate, is_pair
+from .generate import generate
+from .session import DecodeError, Session, evaluating, is_pair
 from .reply import Row
 from .strategies import Draws, Greedy, Sample, Strategy
 

@@ -178,7 +178,7 @@ class Generation:
         most:int=6, # tokens to show
     ) -> Static: # a table: probabilities before and after each processor
         "Why this token: what the model thought, and what each processor made of it."
-        from llmnb.decode.generate import explain
+        from llmnb.decode.why import explain
         return explain(self, i, most)
 
     def __getstate__(self): return {**self.__dict__, "source": None}    # the model stays here

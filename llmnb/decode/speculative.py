@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .generate import DecodeError, evaluating, first_ids, is_pair, next_logits
+from .session import DecodeError, evaluating, first_ids, is_pair, next_logits
 from .processors import Chain, History
 from .strategies import Draws, Greedy, Sample, Strategy, draw_token
 
