@@ -46,7 +46,7 @@ def test_a_grid_runs_once_and_keeps_nothing_in_memory(data, tmp_path):
     again = sweep(make, dict(lr=[1e-4, 1e-2], width=[16, 32]), name="a")
     assert len(make.models) == 4 and again.table.equals(found.table) and Sweep.open("a").table.equals(found.table)
     assert (tmp_path/"runs/sweep/a").is_dir() and Trainer.reopen(found.best.run).valid_loss == found.best.loss
-    assert list(found.table["loss"]) == sorted(found.table["loss"]) and "width=32" in found.report().html and "<svg" in found.curves().html
+    assert list(found.table["loss"]) == sorted(found.table["loss"]) and "width=32" in found.report().html and "data:image/svg" in found.curves().html
 
 
 def test_a_sweep_that_was_stopped_goes_on(data):
