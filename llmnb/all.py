@@ -7,7 +7,7 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
            'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'generate', 'stream',
            'Generation', 'Greedy', 'Sample', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline',
-           'evaluate_loss', 'Dashboard', 'show_run', 'playground', 'Playground']
+           'evaluate_loss', 'metric', 'Dashboard', 'show_run', 'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -15,6 +15,7 @@ from .decode.generate import Generation, generate, stream
 from .decode.strategies import Greedy, Sample
 from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
+from .measure.metrics import metric
 from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, perplexity, unigram_baseline
 from .model.config import TransformerConfig
 from .model.transformer import Transformer
@@ -38,6 +39,7 @@ _all_ = [
     "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
     "Trainer", "Callback",                                                                                          # train
     "generate", "stream", "Generation", "Greedy", "Sample",                                                         # decode
-    "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",                                                              # measure
+    "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
+    "metric",                                                                                                       # measure
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
 ]
