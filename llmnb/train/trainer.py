@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import llmnb
-from ..device import free_memory, pick_device
+from ..device import free_memory, matrix_rate, pick_device
 from ..display import Static, line_chart, table
 from ..plugins import registry
 from ..settings import settings
@@ -216,7 +216,9 @@ def describe(t) -> dict:
     return dict(
         format=1, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"), train=asdict(t.config), **spec,
         callbacks=[s for _, s in stored if s], callbacks_not_stored=[type(c).__name__ for c, s in stored if not s],
+        matrix_rate=matrix_rate(t.config.device, t.config.dtype),
         model=dict(kind=type(t.model).__name__, parameters=sum(p.numel() for p in t.model.parameters()),
+                   flops_per_token=t.model.flops_per_token() if hasattr(t.model, "flops_per_token") else None,
                    config=config.to_dict() if hasattr(config, "to_dict") else None),
         data=dict(path=str(path) if path else None, relative=os.path.relpath(path, t.run) if path else None,
                   fingerprint=getattr(t.data, "fingerprint", None),
