@@ -5,18 +5,26 @@
 # %% auto #0
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
-           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'Keep', 'KeepBest',
-           'EarlyStop', 'EMA', 'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe', 'Norms', 'Memory', 'Profile',
-           'show_profile', 'Track', 'lr_find', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'perplexity',
-           'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'Dashboard', 'show_run',
-           'playground', 'Playground']
+           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Keep', 'KeepBest', 'EarlyStop', 'EMA',
+           'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe', 'Norms', 'Memory', 'Profile', 'show_profile',
+           'Track', 'lr_find', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep', 'Between', 'generate', 'stream',
+           'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
+           'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
+           'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'Dashboard',
+           'show_run', 'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
+from .decode.beam import Beam
+from .decode.constrain import Choice, Grammar, JSONSchema, Regex
+from .decode.contrast import Contrastive, ContrastWith, Guided, best_of, majority
 from .decode.generate import Generation, generate, stream
+from .decode.speculative import PromptLookup, Speculative
+from .decode.stopping import Seconds, Sentences
 from .decode.strategies import Greedy, Sample
 from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
+from .measure.metrics import metric
 from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, perplexity, unigram_baseline
 from .model.config import TransformerConfig
 from .model.transformer import Transformer
@@ -32,6 +40,8 @@ from .text.tokenizer import Tokenizer
 from .train.averages import EMA, load_averaged
 from .train.callbacks import Callback, EarlyStop, KeepBest, SampleText
 from .train.guard import Guard
+from .train.launch import launch
+from .train.sweep import Between, Sweep, sweep
 from .train.lr_find import lr_find
 from .train.run import Keep
 from .train.trackers import Track
@@ -44,9 +54,12 @@ _all_ = [
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
     "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
-    "Trainer", "Callback", "Keep", "KeepBest", "EarlyStop", "EMA", "load_averaged", "Guard", "SampleText",           # train
-    "Every", "Probe", "Norms", "Memory", "Profile", "show_profile", "Track", "lr_find",
-    "generate", "stream", "Generation", "Greedy", "Sample",                                                         # decode
-    "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",                                                              # measure
+    "Keep", "KeepBest", "EarlyStop", "EMA", "load_averaged", "Guard", "SampleText", "Every", "Probe", "Norms", "Memory",
+    "Profile", "show_profile", "Track", "lr_find",
+    "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
+    "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
+    "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
+    "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
+    "metric",                                                                                                       # measure
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
 ]

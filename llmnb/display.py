@@ -258,9 +258,11 @@ def bar_chart(
 # %% ../nbs/03_display.ipynb #bf8665e4
 _mono = 'font-family="ui-monospace,monospace"'
 
-def _square(x, y, size, opacity):
-    shape = f'x="{x:.1f}" y="{y:.1f}" width="{size}" height="{size}"'
-    return f'<rect {shape} fill="{_tints[0]}" fill-opacity="{opacity:.3f}"/>'
+def _squares(cells, size):
+    "Squares at (x, y) with an opacity; those of one shade, of 64, are one path, a fifth of the bytes."
+    shades = {}
+    for x, y, opacity in cells: shades.setdefault(math.ceil(opacity * 64), []).append(f"M{x:g} {y:g}h{size}v{size}h-{size}z")
+    return [f'<path fill="{_tints[0]}" fill-opacity="{n / 64:.2f}" d="{"".join(d)}"/>' for n, d in sorted(shades.items())]
 
 def _longest(labels): return max((len(visible(str(l))) for l in labels or []), default=0)
 
@@ -284,9 +286,9 @@ def heat_map(
     left = 8 + 6.6 * _longest(row_labels) if row_labels else 4
     top = (24 if title else 4) + (5 + 5 * _longest(col_labels) if col_labels else 0)
     body = [_text(4, 14, title, extra='font-size="13" font-weight="600"')] if title else []
-    body += [_square(left + j * cell, top + i * cell, cell - 1, (v - low) / ((high - low) or 1))
-             for i, r in enumerate(m) for j, v in enumerate(r) if math.isfinite(v) and v > low]
-    edge = f'x="{left-.5:.1f}" y="{top-.5:.1f}" width="{cols*cell}" height="{rows*cell}"'
+    body += _squares([(round(left) + j * cell, round(top) + i * cell, (v - low) / ((high - low) or 1))
+                      for i, r in enumerate(m) for j, v in enumerate(r) if math.isfinite(v) and v > low], cell - 1)
+    edge = f'x="{round(left)-.5:.1f}" y="{round(top)-.5:.1f}" width="{cols*cell}" height="{rows*cell}"'
     body += [f'<rect {edge} fill="none" stroke="{_muted}" stroke-opacity=".4"/>']
     body += [_text(left - 5, top + (i + .5) * cell + 4, visible(str(l)), "end", _mono)
              for i, l in enumerate(row_labels or [])]

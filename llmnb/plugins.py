@@ -25,6 +25,8 @@ REGISTRIES = dict(
     callbacks="what looks at a run while it trains",
     strategies="how the next token is chosen",
     processors="what changes the logits before the choice",
+    metrics="what predictions are worth",
+    tasks="what a model can be asked, with the metrics for it",
     verbs="what `%llm` can do",
 )
 

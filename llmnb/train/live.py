@@ -42,7 +42,7 @@ class Rates:
         value = self._asked_lr
         if value is not None and value != self.lr_at(self.step):
             changes = {s: v for s, v in self.changes.items() if s < self.step} | {self.step: value}
-            write_json(self.run/"changes.json", [dict(step=s, lr=v) for s, v in changes.items()])
+            if self.ranks.main: write_json(self.run/"changes.json", [dict(step=s, lr=v) for s, v in changes.items()])
             self.changes = changes
         self._asked_lr = None
 

@@ -17,9 +17,11 @@ from ..display import Static, line_chart, table
 from ..settings import settings
 from .config import pick_callbacks, pick_optimizer, pick_schedule, train_config
 from .identity import check_same, describe, from_folder, identity, load_same
+from .identity import recipes as _recipes
 from .live import Rates, Snapshots
+from .ranks import join, lost, merge_last, rescue, rows_each, save_together
 from .run import (Keep, RunError, RunFolder, check_writable, free_path, locked, newest, next_name,
-                             read_log, save_checkpoint, shown, step_of, write_json)
+                             read_log, shown, step_of, write_json)
 from .state import (Checkpoints, Controls, LossError, Record, Spare, TrainingError, deferred_interrupt,
                                fp32_precision, own_numbers, pick_watcher, seed_step)
 from .step import Engine, batch_that_fits, mean_loss, out_of_memory
@@ -34,7 +36,7 @@ class Loop(Controls, Rates, Record, Checkpoints, Snapshots):
 
     def _loop(self):
         if self._valid_due(): self.validate()       # one that an interrupt cut short
-        while self.step < self.steps and not self._stop.is_set():
+        while self.step < self.steps and not self._stopping():
             try:
                 if self.step + 1 in self.skipped: self._skip()
                 else: self._tell(*self._update())
@@ -44,15 +46,21 @@ class Loop(Controls, Rates, Record, Checkpoints, Snapshots):
                 if not any([c.on_error(self, e) for c in self._watchers if hasattr(c, "on_error")]): raise
             self._since += self._hold()
 
+    def _stopping(self):
+        "Whether to stop here; what one of several processes was told, all do."
+        stop = self.ranks.any(self._stop.is_set())[0]
+        if stop: self._stop.set()
+        return stop
+
     def _update(self):
         "One update of the weights: gives the loss and the gradient's norm."
         self._take_lr(); self._note_lr()
         with self._clock("step"):
-            seed_step(self.config.seed, self.step, self._engine.device)
-            lr, batches = self.lr_at(self.step) * self.schedule(self.step), self._batches()
-            loss, norm = self._engine.update(batches, lr)
+            seed_step(self.config.seed, self.step, self._engine.device, self.ranks.rank)
+            lr = self.lr_at(self.step) * self.schedule(self.step)
+            loss, norm = self._engine.update(self._batches(), lr)
             self.step += 1
-            self._keep(loss, norm, lr, sum(b.ids.numel() for b in batches))
+            self._keep(loss, norm, lr, self._engine.tokens)
             self._engine.torn = False
         return loss, norm
 
@@ -70,9 +78,10 @@ class Loop(Controls, Rates, Record, Checkpoints, Snapshots):
         self.step += 1; self.log(skipped=True)
 
     def _batches(self):
-        "The parts of the next update: batches number step x accumulate and on."
-        c, first = self.config, self.step * self.config.accumulate
-        return [self.data.batch(first + i, c.batch_size, "train", c.seed) for i in range(c.accumulate)]
+        "The parts of the next update, batches number step x accumulate and on; of several processes, each its share."
+        c, r, first = self.config, self.ranks, self.step * self.config.accumulate
+        share = dict(rank=r.rank, world=r.size) if r.size > 1 else {}
+        return [self.data.batch(first + i, c.batch_size // r.size, "train", c.seed, **share) for i in range(c.accumulate)]
 
     def _valid_due(self):
         if not self.step or not self.data.valid.n_tokens: return False
@@ -85,7 +94,7 @@ class Loop(Controls, Rates, Record, Checkpoints, Snapshots):
         with self._clock("valid"), ExitStack() as stack:
             self._validating(stack)
             batches = self.data.valid_batches(self.config.batch_size)
-            loss = mean_loss(self._engine, batches, self._stop.is_set)
+            loss = mean_loss(self._engine, batches, self._stopping)
         if loss is None: return None
         self.valid_loss = loss
         self._notify("on_valid", self.log(valid_loss=loss))
@@ -97,11 +106,13 @@ class Opening(Loop):
     def _start(self, background):
         "Open everything and tell who watches; on an error all is as it was."
         state, engine, self.error = self.state, self._engine, None
-        self._stop.clear(); self._go.set()
-        guarded = [Spare(c) if getattr(c, "spare", False) else c for c in self.callbacks]
-        self._watchers = [*guarded, *pick_watcher(self.callbacks)]
+        self._stop.clear(); self._go.set(); self.interrupted = False
         self._here = threading.current_thread()
         try:
+            self.ranks = join(pick_device(self.config.device))
+            watchers = [*self.callbacks, *(pick_watcher(self.callbacks) if self.ranks.main else [])]
+            self._watchers = [Spare(w) if getattr(w, "spare", False) else w for w in watchers
+                              if self.ranks.main or not getattr(w, "main_only", False)]
             self._open(blocking=not background)
             self.state = "running"
             self._notify("on_start")
@@ -112,39 +123,43 @@ class Opening(Loop):
 
     def _open(self, blocking):
         "The folder, the lock, the device, the first checkpoint."
-        c, enter = self.config, self._stack.enter_context
-        device = pick_device(c.device)
+        c, enter, ranks = self.config, self._stack.enter_context, self.ranks
+        device = ranks.device(pick_device(c.device))
+        rows_each(c.batch_size, ranks.size)
         if self.state == "new" and self._any_folder and self.run.exists():      # another one was faster
             self._place(next_name(self.run))
+        if self.state == "new": self._place(ranks.share(str(self.run)))
         check_writable(self.run)
         self.run.mkdir(parents=True, exist_ok=True)
-        enter(locked(self.run)); enter(fp32_precision(c.fp32_precision))
-        if blocking: enter(own_numbers(device)); enter(deferred_interrupt(self.stop))
+        if ranks.main: enter(locked(self.run))
+        enter(fp32_precision(c.fp32_precision))
+        if blocking: enter(own_numbers(device)); enter(deferred_interrupt(self.interrupt))
         ahead = self._engine is not None            # a checkpoint could not be written: memory is ahead of the disk
         if not ahead:
             dtype = getattr(torch, c.dtype)
             self._engine = Engine(self.model, self.optimizer, self.lr, device, dtype, c.clip, c.compile,
-                                  c.zloss, c.recompute)
+                                  c.zloss, c.recompute, ranks)
             if any(hasattr(w, "on_gradient") for w in self._watchers):
                 self._engine.saw_gradient = lambda: self._notify("on_gradient")
         self._engine.net.train()
         if self.state == "new": self._create()
         elif not ahead or self._engine.torn: self._continue()
-        self.folder.log.cut(self.step, self.rows)
+        if ranks.main: self.folder.log.cut(self.step, self.rows)
         self._saved = (-1 if ahead else self.step, time.perf_counter(), 0.0)
 
     def _create(self):
         "A new run folder with the untrained model in it; run.json comes last and makes it a run."
-        if self.folder.trained(): raise RunError(taken(self.run))
-        for p in self.folder.checkpoints(): shutil.rmtree(p)
+        if self.ranks.main and self.folder.trained(): raise RunError(taken(self.run))
+        if self.ranks.main: any(map(shutil.rmtree, self.folder.checkpoints()))
+        with self._clock("save"): save_together(self.folder, 0, self._fill, self.ranks)
+        if not self.ranks.main: return
         (self.run/"changes.json").unlink(missing_ok=True)
-        with self._clock("save"): save_checkpoint(self.folder, 0, self._fill)
         if hasattr(getattr(self.data, "tok", None), "save"): self.data.tok.save(self.run/"tokenizer")
         write_json(self.run/"run.json", describe(self))
 
     def _continue(self):
         "Go on from the newest checkpoint; a failed run goes back to it."
-        checkpoint = newest(self.folder)
+        checkpoint = self._newest()
         if self.state == "failed" or self._engine.torn: self.go_back(checkpoint)
         elif step_of(checkpoint) == self.step: self._resume_optimizer(checkpoint)
         else:
@@ -157,8 +172,8 @@ class Opening(Loop):
         "What is another one from here on goes into run.json, the log and a checkpoint, so that all three agree."
         made = [*self.folder.config.get("changed", ()), dict(step=self.step, what=self._changed)]
         self.log(changed="; ".join(self._changed))
-        with self._clock("save"): save_checkpoint(self.folder, self.step, self._fill)
-        write_json(self.run/"run.json", {**describe(self), "changed": made})
+        with self._clock("save"): save_together(self.folder, self.step, self._fill, self.ranks)
+        if self.ranks.main: write_json(self.run/"run.json", {**describe(self), "changed": made})
         self._changed = []
 
 # %% ../../nbs/train/06_trainer.ipynb #c19736c6
@@ -169,7 +184,7 @@ class Session(Opening):
         self._here, self._since, error = threading.current_thread(), time.perf_counter(), None
         try:
             try: self._loop()
-            except KeyboardInterrupt: self._stop.set()
+            except KeyboardInterrupt: self.interrupt()
             except Exception as e: error = e
             self.error = self._settle(error)
             self._notify("on_end")
@@ -185,11 +200,13 @@ class Session(Opening):
     def _settle(self, error):
         "Bring memory and disk to the same step; gives the error to raise, or None."
         try:
-            if self._engine.torn: self.go_back()
+            if error and self.ranks.size > 1: rescue(self, error)
+            elif self._engine.torn: self.go_back()
             elif not isinstance(error, LossError) and self._saved[0] != self.step: self._save()
             ahead = False
         except Exception as e: error, ahead = error or e, not isinstance(e, LossError)
         self.state = "failed" if error else "done" if self.step >= self.steps and not self._valid_due() else "stopped"
+        if self.state == "done" and self.ranks.sharded: merge_last(self)
         error = explain(self, error) if error else None
         if not ahead: self._engine.close(); self._engine = None
         return error
@@ -206,6 +223,7 @@ def explain(t, error):
     "An error of the training, with the place where the run can go on from."
     said = f"step {t.step + 1} failed ({type(error).__name__}: {error})"
     if isinstance(error, LossError): said = str(error)
+    if lost(error): said = f"another process of this run ended or does not answer (after step {t.step}; {error})"
     if out_of_memory(error):
         said = f"step {t.step + 1} ran out of memory with batch_size = {t.config.batch_size}. {_smaller(t)}"
     kept, place = t.folder.checkpoints(), ""
@@ -219,6 +237,7 @@ def explain(t, error):
 def _smaller(t):
     "The batch size that fits, and how to keep the result."
     c, size = t.config, None
+    if t.ranks.size > 1: return "Halve batch_size and double accumulate in a new run, or take more processes"
     make = lambda n: t.data.batch(0, n, "train", c.seed)
     with suppress(Exception): size = batch_that_fits(t._engine, make, c.batch_size)
     if not size: return "Not even one sequence fits: use a smaller model or a shorter ctx"
