@@ -317,6 +317,7 @@ class Checkpoints:
         "Take the step and what goes with it from a checkpoint."
         kept = json.loads((checkpoint/"trainer.json").read_text())
         self.step, self._before = kept["step"], kept["seconds"]
+        self._read_changes()
         self.skipped, self.rescues = set(kept.get("skipped", ())), kept.get("rescues", [])
         self.rows, self._pending, self._fresh = [r for r in self.rows if r["step"] <= self.step], [], []
         self.valid_loss = next((r["valid_loss"] for r in reversed(self.rows) if "valid_loss" in r), None)

@@ -254,7 +254,7 @@ def _reopen(cls, run, data, model, callbacks, device, changed, now):
     t._changed = check_same(folder.path, t, checkpoint, changed)
     if model is not None: t.model = load_same(folder.path, checkpoint, model)
     t.rows = read_log(folder.path)
-    t._read_changes(); t._counters(checkpoint)
+    t._counters(checkpoint)
     t.state = "done" if t.step >= t.steps and not t._valid_due() else "stopped"
     return t
 
