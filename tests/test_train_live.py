@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_train import At, data, interrupt, losses, make, make_model, quiet, same_as, valids, _texts     # noqa: F401 (fixtures)
 
+from llmnb.decode.strategies import Greedy
 from llmnb.text.batches import CausalLM, TextData
 from llmnb.train.callbacks import Callback, KeepBest
 from llmnb.train.config import pick_schedule
@@ -102,6 +103,24 @@ def test_looking_at_a_model_that_learns_changes_nothing(data, tmp_path):
     t.wait(60)
     assert len(said) > 2 and same_as(t, whole)
     assert not any("forward" in vars(m) for m in copies.modules())
+
+
+def test_generating_from_the_model_itself_while_it_trains(data, tmp_path):
+    "Whoever gives `generate` the model that trains gets the reply of a whole model, and the training keeps its dropout."
+    from llmnb.decode.generate import generate
+    from llmnb.model.rest import at_rest
+    kept = {}
+    class Keep(Callback):
+        def on_update(self, t, loss, norm): kept[t.step] = t.snapshot()
+    whole = make(data, tmp_path / "a", steps=40, valid_every=40).fit()
+    t = make(data, tmp_path / "b", steps=40, valid_every=40, callbacks=[Slowly(), Keep()]).fit(background=True)
+    t.call(lambda: None); said, own = [], at_rest(t.model)
+    assert own is not t.model and not own.training
+    while t.alive: said.append(generate(t.model, None, [1, 2, 3], max_new_tokens=12, strategy=Greedy()).ids)
+    t.wait(60)
+    assert len(said) > 2 and same_as(t, whole) and at_rest(t.model) is t.model
+    of_a_step = [generate(m, None, [1, 2, 3], max_new_tokens=12, strategy=Greedy()).ids for m in [make_model(data), *kept.values()]]
+    assert all(ids in of_a_step for ids in said)
 
 
 def test_call_runs_between_steps_and_raises_here(data, tmp_path):

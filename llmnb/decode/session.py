@@ -17,6 +17,7 @@ from .processors import History
 from .refill import beside, join_caches, join_memories
 from .reply import Row
 from .strategies import Draws
+from ..model.rest import at_rest
 
 # %% ../../nbs/decode/02a_session.ipynb #44329a25
 def next_logits(
@@ -146,6 +147,7 @@ class Session:
         queue=(), # (row, seed) pairs that wait for a place
         kept:Kept|None=None, # where the cache of a single row comes from, and goes
     ):
+        model = at_rest(model)                      # a copy, where another thread trains it
         self.model, self.rows, self.draw, self.cached, self.sliding = model, list(rows), draw, cache, sliding
         self.room, self.vocab, self.top, self.queue, self.size, self.kept = room, vocab, top, list(queue), len(rows), kept
         self.ctx = getattr(getattr(model, "config", None), "ctx", None) or math.inf

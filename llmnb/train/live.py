@@ -73,6 +73,11 @@ class Snapshots:
             return out
         return self.call(take)
 
+    def _look(self):
+        "The model for who asks: itself for the thread that trains it and while it holds, else a copy."
+        mine = self._here is threading.current_thread() or not self.alive or self.state == "paused"
+        return self.model if mine else self.snapshot()
+
     def _validating(self, stack):
         "Enter what the callbacks validate in."
         for c in self.callbacks:

@@ -14,6 +14,7 @@ import torch
 
 from ..device import free_memory, pick_device
 from ..display import Static, line_chart, table
+from ..model.rest import moving
 from ..settings import settings
 from .config import pick_callbacks, pick_optimizer, pick_schedule, train_config
 from .identity import check_same, describe, from_folder, identity, load_same
@@ -183,7 +184,8 @@ class Session(Opening):
         "The loop, and what comes after it."
         self._here, self._since, error = threading.current_thread(), time.perf_counter(), None
         try:
-            try: self._loop()
+            try:
+                with moving(self.model, self._look): self._loop()
             except KeyboardInterrupt: self.interrupt()
             except Exception as e: error = e
             self.error = self._settle(error)
