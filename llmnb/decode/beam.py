@@ -159,7 +159,7 @@ class Search:
         if not row.stops and not row.rules: return False
         probe = row.twin()
         probe.ids = [n.id for n in self.nodes[row.number][beam].path()] + [id]
-        probe.tail = row.tok.decode(probe.ids) if row.tok is not None else ""
+        probe.tail = "".join(map(probe.decoder.push, probe.ids)) if row.tok is not None else ""
         return any(s in probe.tail for s in row.stops) or any(r.look(probe) for r in row.rules)
 
     def _finish(self, score, beam, id, hit, mine):
@@ -211,15 +211,15 @@ class Search:
 
     def _end(self, row):
         texts = sorted((t for p in self.pools[row.number] for t in p.texts), key=lambda t: -t[0])
-        best = []
+        best, late = [], "time" if row.number in self.late else "stop"
         for score, node in texts[:self.beam.n_best or self.beam.width]:
             copy = row.twin()
             for n in node.path(): copy.add(n.id, n.logprob, n.top)
-            copy.stop("time")
+            copy.stop(late)
             copy.score = score
             best.append(from_row(copy, self.beam))
         for n in texts[0][1].path()[len(row.ids):]: row.add(n.id, n.logprob, n.top)
-        row.stop("time")
+        row.stop(late)
         row.best, row.score = best, texts[0][0]
 
 # %% ../../nbs/decode/04_beam.ipynb #e361cbe6
