@@ -6,7 +6,7 @@
 __all__ = ['TokenLosses', 'token_losses', 'text_losses', 'pieces_of', 'pseudo_perplexity', 'pair_perplexity', 'PerplexityMetric',
            'BitsPerByte']
 
-# %% ../../nbs/measure/00a_surprise.ipynb #94512fd6
+# %% ../../nbs/measure/00a_surprise.ipynb #7906bec4
 import math
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from ..text.objectives import _mask_id, decoder_batch
 from ..text.records import Pair, as_record
 from ..text.targets import _fill, _frame
 
-# %% ../../nbs/measure/00a_surprise.ipynb #ed6fc5d9
+# %% ../../nbs/measure/00a_surprise.ipynb #504d399c
 @torch.inference_mode()
 def _each_loss(model, ids, labels):
     "(B, T): nats of each label; 0 where there is none."
@@ -34,7 +34,7 @@ def _padded(rows):
     pad = lambda xs, fill: torch.nn.utils.rnn.pad_sequence(xs, True, fill)
     return pad([x for x, *_ in rows], 0), pad([y for _, y, *_ in rows], -100)
 
-# %% ../../nbs/measure/00a_surprise.ipynb #7c375ace
+# %% ../../nbs/measure/00a_surprise.ipynb #1cb94d3c
 @dataclass(frozen=True)
 class TokenLosses:
     "How surprising each token of a text was."
@@ -59,7 +59,7 @@ class TokenLosses:
         return token_strip(self.pieces, [(l or 0) / top for l in self.losses], tips, f"{self.loss:.2f} nats a token")
     def _repr_mimebundle_(self, include=None, exclude=None): return self.show()._repr_mimebundle_()
 
-# %% ../../nbs/measure/00a_surprise.ipynb #215c1a79
+# %% ../../nbs/measure/00a_surprise.ipynb #727802e0
 def token_losses(
     model, tok, # as for `perplexity`; a causal model
     text:str, # one text
@@ -78,7 +78,7 @@ def token_losses(
     pieces = [tok.decode([i]) for i in own]
     return TokenLosses(own, pieces, losses if bos else [None, *losses])
 
-# %% ../../nbs/measure/00a_surprise.ipynb #e5b4817c
+# %% ../../nbs/measure/00a_surprise.ipynb #336a2def
 def text_losses(
     model, tok, # as for `perplexity`; a causal model
     texts, # strings
@@ -99,7 +99,7 @@ def text_losses(
                     sums[i][0] += nats; sums[i][1] += n
     return np.array([[nats, n, size] for (nats, n), size in zip(sums, sizes)])
 
-# %% ../../nbs/measure/00a_surprise.ipynb #63d0dcab
+# %% ../../nbs/measure/00a_surprise.ipynb #46e0255c
 def pieces_of(
     n:int, # tokens in the text
     room:int, # tokens a window
@@ -116,7 +116,7 @@ def pieces_of(
     owner = far.argmax(0)
     return [(a, b, np.flatnonzero(owner == k).tolist()) for k, (a, b) in enumerate(spans) if (owner == k).any()]
 
-# %% ../../nbs/measure/00a_surprise.ipynb #fe2177ef
+# %% ../../nbs/measure/00a_surprise.ipynb #bd89901b
 def _hidden_rows(tok, ids, room, stride, mask_id):
     "(ids with one hidden, its place, what it was), for each token of a text."
     before = len(_frame(tok, [])) - 1
@@ -139,7 +139,7 @@ def _asked(model, rows):
     else: logits = getattr(out := model(x, mask), "logits", out)[line, at]
     return -logits.float().log_softmax(-1)[line, goal]
 
-# %% ../../nbs/measure/00a_surprise.ipynb #3dc3ce36
+# %% ../../nbs/measure/00a_surprise.ipynb #968767e9
 def pseudo_perplexity(
     model, # an encoder with a masked-LM head
     tok, # its tokenizer, with a mask token
@@ -169,7 +169,7 @@ def _sized(texts, sizes):
         if isinstance(text, str): sizes.append(len(text.encode()))
         yield text
 
-# %% ../../nbs/measure/00a_surprise.ipynb #addbc1b6
+# %% ../../nbs/measure/00a_surprise.ipynb #7be5f3f7
 def pair_perplexity(
     model, # an encoder-decoder
     tok, # its tokenizer
@@ -187,7 +187,7 @@ def pair_perplexity(
     if not tokens: raise ValueError("nothing to measure: no pairs.")
     return Perplexity(total / tokens, tokens, sum(sizes))
 
-# %% ../../nbs/measure/00a_surprise.ipynb #54a6ade6
+# %% ../../nbs/measure/00a_surprise.ipynb #10c603a5
 def _sides(model, tok, pairs, sizes):
     "Ids of both sides, with their ends; adds up the bytes of the targets."
     ctx = getattr(model.config, "ctx", None) or math.inf
@@ -203,7 +203,7 @@ def _decoder_start(model, tok):
     start = model.config.arch.start
     return start if start is not None else tok.bos_id if tok.bos_id is not None else tok.eos_id
 
-# %% ../../nbs/measure/00a_surprise.ipynb #29d09a67
+# %% ../../nbs/measure/00a_surprise.ipynb #31968bd6
 class PerplexityMetric(Metric):
     "Perplexity of texts under a causal model; also the loss (nats a token) and bits a byte."
     main, inputs, better = "perplexity", dict(predictions="text"), "lower"
