@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 
 help: ## this list
 	@echo "llmnb: the notebook workbench for language models"; echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo; echo "  Variables: PYTHON=python3.12  JOBS=4 (tests at a time)  ARGS='-k text' (for pytest)  CONSTRAINTS=/dev/null (newest packages)"
 
 # torch comes first and in its pinned build; what ships sample text and SmolLM2 carries data but asks for packages
@@ -61,6 +61,11 @@ export: $(READY) ## notebooks -> llmnb/ and README.md, and clean the notebooks
 
 notebooks: $(READY) ## run all pages again and keep what they show (or one: make notebooks NB=nbs/00_settings.ipynb)
 	@$(BIN)/python tools/execute.py --in-place $(NB)
+
+bench-%: $(READY) ## measure one floor next to other libraries and keep the figures: bench-text, bench-model ...
+	@test -e nbs/benchmarks/$*.ipynb || { echo "no benchmark '$*'; there are: $(patsubst nbs/benchmarks/%.ipynb,bench-%,$(wildcard nbs/benchmarks/*.ipynb))"; exit 2; }
+	@$(BIN)/python -m pip install -qq $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[bench,$(EXTRAS)]'
+	@LLMNB_SCALE=full $(BIN)/python tools/execute.py --in-place nbs/benchmarks/$*.ipynb
 
 lock: ## make constraints.txt again, from the newest packages that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -90,6 +90,32 @@ def test_packed_equals_separate_in_a_real_model(tok, works):
     across = torch.nn.functional.cross_entropy(together, b.labels[0], reduction="sum")
     assert b.n_targets == sum(len(tok.encode(t)) for t in texts) and torch.isfinite(across)
 
+def alone(batch):
+    "Each document of each row, or what a row has of it, as a batch of its own: nothing before it, nothing behind."
+    for i in range(len(batch)):
+        for d in batch.docs[i].unique():
+            if d >= 0 and (here := batch.docs[i] == d).any(): yield Batch(batch.ids[i][here][None], batch.labels[i][here][None])
+
+def total(model, batches):
+    "The sum of losses over all targets."
+    with torch.no_grad(): return sum(float(model.loss(b)) * b.n_targets for b in batches if b.n_targets)
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bert"])
+def test_a_packed_loss_is_the_sum_of_the_documents_losses(family, tok, works, tmp_path):
+    "The real thing, from text to the loss of the Transformer: rows of the stream that hold parts of several documents."
+    from llmnb.model.config import TransformerConfig
+    from llmnb.model.transformer import Transformer
+    texts = [line for line in works[5].splitlines() if line.strip()][:300]
+    objective = MaskedLM(48, separate=True) if family == "bert" else CausalLM(48, separate=True)
+    d = TextData.pack(texts, tok, objective, path=tmp_path/"d")
+    model = Transformer(getattr(TransformerConfig, family)("tiny", vocab_size=tok.vocab_size, ctx=48, width=32, layers=2, heads=2), seed=0).eval()
+    packed = [d.batch(n, 4, seed=1) for n in range(3)]
+    single = [b for p in packed for b in alone(p)]
+    assert len(single) > 3 * sum(map(len, packed)) and sum(b.n_targets for b in single) == sum(b.n_targets for b in packed)
+    assert total(model, packed) == pytest.approx(total(model, single), rel=1e-5)
+    mixed = [replace(p, docs=None, positions=None) for p in packed]
+    assert abs(total(model, mixed) - total(model, single)) > 1e-4 * total(model, single)       # ten times the tolerance: it is not for nothing
+
 @few
 @given(st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=6), st.integers(0, 4))
 def test_documents_never_see_each_other(tok, docs, padding):
@@ -233,6 +259,14 @@ def test_records_are_a_pure_function(pairs):
     seen = torch.cat([b.rows for b in pairs.valid_batches(5)])
     assert sorted(seen.tolist()) == list(range(pairs.valid.n_rows))
 
+def test_another_process_draws_the_same(pairs):
+    "A restart: another interpreter, with other hashes of strings."
+    code = "import sys; from llmnb.text.batches import TextData; d = TextData.open(sys.argv[1]); print([d.batch(n, 3, seed=5, rank=1, world=2).ids.tolist() for n in (7, 0, 10**7)])"
+    env = {**os.environ, "PYTHONHASHSEED": "12345"}
+    run = subprocess.run([sys.executable, "-c", code, str(pairs.path)], capture_output=True, text=True, env=env)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == [pairs.batch(n, 3, seed=5, rank=1, world=2).ids.tolist() for n in (7, 0, 10**7)]
+
 def test_a_process_without_a_row_asks_nothing(tok, tmp_path):
     d = TextData.pack([(f"line {i}", f"zeile {i}") for i in range(6)], tok, Seq2Seq(16), path=tmp_path/"d", valid=0.2)
     n, world = d.train.n_rows, 8
@@ -331,7 +365,10 @@ def test_packed_rows_as_data_and_in_a_real_model(tok, tmp_path, objective, recor
     from transformers import LlamaConfig, LlamaForCausalLM
     talker = tok.with_special(["<|im_start|>", "<|im_end|>"])
     torch.manual_seed(0)
+    from llmnb.model.config import TransformerConfig
+    from llmnb.model.transformer import Transformer
     model = LlamaForCausalLM(LlamaConfig(vocab_size=talker.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)).eval()
+    own = Transformer(TransformerConfig.gpt2("tiny", vocab_size=talker.vocab_size, ctx=96, width=32, layers=2, heads=2), seed=0).eval()
     def losses(d):
         for b in d.valid_batches(4, "train"):
             with torch.no_grad(): out = model(input_ids=b.ids, position_ids=b.positions, attention_mask=see_mask(b), use_cache=False).logits
@@ -341,6 +378,7 @@ def test_packed_rows_as_data_and_in_a_real_model(tok, tmp_path, objective, recor
     got, want = (sorted(x for b in d.valid_batches(4, "train") for x in unpadded(b)) for d in (packed, plain))
     assert got == want and max(b.ids.shape[1] for b in packed.valid_batches(4, "train")) <= objective.ctx
     assert sum(losses(packed)) == pytest.approx(sum(losses(plain)), rel=1e-5)
+    assert total(own, packed.valid_batches(4, "train")) == pytest.approx(total(own, plain.valid_batches(4, "train")), rel=1e-5)
     for a, b in ((packed, objective), (plain, replace(objective, pack=True))):
         with pytest.raises(DataError, match="whose rows .* cannot read"): TextData.open(a.path, objective=b)
     assert TextData.open(packed.path).objective.pack and packed.batch(3, 2).docs is not None

@@ -1,12 +1,15 @@
 "gigabpe behind the same face: the whole tokenizer.json equals the reference trainer's."
+import random, subprocess, sys
+
 import pytest
 from hypothesis import HealthCheck, given, settings as hyp, strategies as st
 
+from llmnb import LLMNBError
 from llmnb.text.kinds import BPE
 from llmnb.text.learner import Spool, fast_there
 
 pytestmark = pytest.mark.skipif(not fast_there(), reason="gigabpe is not installed")
-words = st.sampled_from(["the", " the", " cat", "\n", "\n\n", "\r\n", "  ", "\t", "'s", "é", "数据", "🙂", "0123", "--", "\x00", "\x0c", "\u2028", "\x85", " a"])
+words = st.sampled_from(["<|endoftext|>", "the", " the", " cat", "\n", "\n\n", "\r\n", "  ", "\t", "'s", "é", "数据", "🙂", "0123", "--", "\x00", "\x0c", "\u2028", "\x85", " a"])
 document = st.lists(words | st.text(max_size=6), max_size=40).map("".join).filter(lambda t: not any(0xD800 <= ord(c) < 0xE000 for c in t))
 
 
@@ -15,6 +18,15 @@ document = st.lists(words | st.text(max_size=6), max_size=40).map("".join).filte
 def test_engines_learn_the_same(texts, min_frequency, size):
     both = [BPE(size, min_frequency=min_frequency, engine=e).train(iter(texts)).to_str() for e in ("tokenizers", "gigabpe")]
     assert both[0] == both[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_engines_break_thousands_of_ties_alike(seed):
+    "Made words that are about equally frequent: nearly every merge is one of many with the same count."
+    rng = random.Random(seed)
+    syllables = ["".join(rng.choices("abcdeé数ж", k=rng.randint(1, 3))) for _ in range(60)]
+    texts = [" ".join("".join(rng.choices(syllables, k=3)) for _ in range(200)) + rng.choice(["", "\n", "\n\nx"]) for _ in range(20)]
+    assert len({BPE(3000, engine=e).train(iter(texts)).to_str() for e in ("tokenizers", "gigabpe")}) == 1
 
 
 @hyp(max_examples=60, deadline=None)
@@ -30,6 +42,18 @@ def test_an_error_in_the_texts_leaves_no_file(tmp_path, monkeypatch):
         yield "one"
         raise OSError("the disk is gone")
     with pytest.raises(OSError, match="gone"): BPE(300).train(broken())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_says_what_to_do(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    import tempfile; monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(LLMNBError, match="Cannot write .*: .*free some room, set TMPDIR"): BPE(300).train(f"line {i} " * 9 for i in range(9000))
+        assert BPE(300, engine="tokenizers").train(f"line {i} " * 9 for i in range(9000)).get_vocab_size() <= 300      # as it advises
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
 
 

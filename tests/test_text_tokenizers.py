@@ -1,5 +1,5 @@
 "Tokenizer kinds, files, chat and views: ids equal to those who published them."
-import base64, importlib.util, json, os, unicodedata
+import base64, importlib.util, json, os, re, subprocess, sys, unicodedata
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from llmnb.plugins import UnknownName, registry
 from llmnb.text import chat, kinds, views
 from llmnb.text.corpus import shakespeare
-from llmnb.text.engines import _engine_and_unfit, _tiktoken_engine
+from llmnb.text.engines import _engine_and_unfit, _long_space, _tiktoken_engine
 from llmnb.text.loading import read_merges, read_ranks
 from llmnb.text.tokenizer import Tokenizer
 
@@ -194,6 +194,41 @@ def test_tiny_and_odd_corpora(name, text):
 def test_a_megabyte_without_a_space(kinds_of_bytes):
     for text in ("a" * 1_000_000, "中" * 330_000, "1" * 1_000_000):
         for tok in kinds_of_bytes[:3]: assert tok.decode(tok.encode(text)) == text
+
+TRAIN_MANY = """
+import sys
+from llmnb.text.corpus import shakespeare
+from llmnb.text.tokenizer import Tokenizer
+def peak(): return next(int(l.split()[1]) / 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+plays, before = list(shakespeare())[:4], peak()
+size = sum(map(len, plays)) / 1e6
+tok = Tokenizer.train((p for _ in range(int(float(sys.argv[2]) / size) + 1) for p in plays), 1000, kind=sys.argv[1], progress=False)
+assert tok.vocab_size == 1000 or sys.argv[1] == "char"
+print(peak() - before)
+"""
+
+def train_many(kind, megabytes):
+    "MB of memory that training on so much text takes, in a process of its own."
+    run = subprocess.run([sys.executable, "-c", TRAIN_MANY, kind, str(megabytes)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return float(run.stdout)
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
+@pytest.mark.parametrize("kind, megabytes, most", [("bpe", 160, 110), ("char", 40, 20)])
+def test_training_memory_does_not_grow_with_the_corpus(kind, megabytes, most):
+    "Strings alone would take more; the fast engine holds buffers of some 100 MB at most, the others the different words."
+    if kind == "bpe": pytest.importorskip("gigabpe")
+    assert train_many(kind, megabytes) < most
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
+@pytest.mark.parametrize("kind, megabytes", [("bpe", 1000), ("unigram", 120), ("wordpiece", 120), ("char", 500)])
+def test_training_memory_of_long_streams(kind, megabytes): assert train_many(kind, megabytes) < min(160, 0.9 * megabytes)
+
+@few
+@given(st.lists(st.sampled_from(["x", " ", "\n\t", " " * 7, " " * 16, "\u3000" * 5, "text of words "]), max_size=30).map("".join), st.sampled_from([(16, 4), (16, 1), (8, 2)]))
+def test_long_white_space_is_found_by_samples(text, sizes):
+    assert _long_space(text, *sizes) == bool(re.search(rf"\s{{{sizes[0]}}}", text))
 
 def test_progress(works, monkeypatch, capsys):
     from llmnb.text import tokenizer

@@ -46,18 +46,25 @@ def _proper(rust, vocab, merges):
     return grows and all([t.id for t in rust.model.tokenize(l + r)] == [m] for (l, r), m in zip(merges, made))
 
 # %% ../../nbs/text/01c_engines.ipynb #3e9a4115
-_long_space = r"\s{2000}"
+def _long_space(text, most=2000, samples=8):
+    "Has a text `most` characters of white space in a row? Read closely only where samples are white one after the other."
+    if len(text) < most or not re.search(rf"\s{{{samples}}}", text[::most // samples]): return False
+    return re.search(rf"\s{{{most}}}", text) is not None
+
+class _Unfit:
+    "Finds texts to keep from tiktoken: with very long white space, or one of some characters."
+    def __init__(self, chars): self.chars = re.compile(f"[{chars}]") if chars else None
+    def search(self, text): return _long_space(text) or (self.chars is not None and self.chars.search(text) is not None)
 
 def _unfit(lacking):
-    "A regular expression for texts to keep from tiktoken, given the bytes that a vocabulary lacks; or None."
+    "What finds unfit texts, given the bytes that a vocabulary lacks; None if every text may be one."
     if any(0x80 <= b < 0xC0 for b in lacking): return None           # the inner bytes of characters
     chars = [chr(b) for b in lacking if b < 0x80]
     for b in (b for b in lacking if 0xC2 <= b < 0xF5):              # the first byte of a character: which ones?
         first = (b & 0x1F) << 6 if b < 0xE0 else (b & 0xF) << 12 if b < 0xF0 else (b & 0x7) << 18
         last = first | (0x3F if b < 0xE0 else 0xFFF if b < 0xF0 else 0x3FFFF)
         chars.append(f"{chr(first)}-{chr(min(last, 0x10FFFF))}")
-    these = "".join(re.escape(c) if len(c) == 1 else c for c in chars)
-    return re.compile(f"{_long_space}|[{these}]" if chars else _long_space)
+    return _Unfit("".join(re.escape(c) if len(c) == 1 else c for c in chars))
 
 # %% ../../nbs/text/01c_engines.ipynb #6a74c294
 def _engine_and_unfit(rust, spec):

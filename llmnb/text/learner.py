@@ -12,6 +12,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers
 
+from .. import LLMNBError
+
 # %% ../../nbs/text/01f_learner.ipynb #16e2afe3
 class Spool:
     "Texts, written to a file one a line; read again by going over it."
@@ -19,14 +21,18 @@ class Spool:
         texts, # an iterator of strings that do not end in white space
     ):
         handle, name = tempfile.mkstemp(".txt", "llmnb-")
-        self.path, self.odd = Path(name), []
+        self.path, self.odd, writing = Path(name), [], False
         try:
             with open(handle, "w", encoding="utf-8", newline="") as f:
                 for text in texts:
+                    writing = True
                     if "\x0b" in text: self.odd.append(text)
                     else: f.write(text.replace("\n", "\x0b")); f.write("\n")
-        except BaseException:
+                    writing = False
+                writing = True
+        except BaseException as e:
             self.close()
+            if writing and isinstance(e, OSError): raise _no_room(self.path, e) from e
             raise
 
     def __iter__(self):
@@ -37,6 +43,10 @@ class Spool:
     def close(self): self.path.unlink(missing_ok=True)
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
+
+def _no_room(path, e):
+    return LLMNBError(f"Cannot write {path}: {e.strerror}. The text is kept in a file while a vocabulary is learned: free some "
+                      "room, set TMPDIR to another folder, or train with kind=BPE(..., engine='tokenizers'), which needs none.")
 
 # %% ../../nbs/text/01f_learner.ipynb #7b1ecbae
 def fast_there() -> bool:
