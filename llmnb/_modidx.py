@@ -1988,6 +1988,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmnb.text.engines._Unfit.search': ('text/engines.html#_unfit.search', 'llmnb/text/engines.py'),
                                     'llmnb.text.engines._engine_and_unfit': ( 'text/engines.html#_engine_and_unfit',
                                                                               'llmnb/text/engines.py'),
+                                    'llmnb.text.engines._grouped': ('text/engines.html#_grouped', 'llmnb/text/engines.py'),
                                     'llmnb.text.engines._long_space': ('text/engines.html#_long_space', 'llmnb/text/engines.py'),
                                     'llmnb.text.engines._plain_bpe': ('text/engines.html#_plain_bpe', 'llmnb/text/engines.py'),
                                     'llmnb.text.engines._plain_bytes': ('text/engines.html#_plain_bytes', 'llmnb/text/engines.py'),
