@@ -2028,6 +2028,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmnb.text.learner.Spool.__init__': ('text/learner.html#spool.__init__', 'llmnb/text/learner.py'),
                                     'llmnb.text.learner.Spool.__iter__': ('text/learner.html#spool.__iter__', 'llmnb/text/learner.py'),
                                     'llmnb.text.learner.Spool.close': ('text/learner.html#spool.close', 'llmnb/text/learner.py'),
+                                    'llmnb.text.learner.Spool.plain': ('text/learner.html#spool.plain', 'llmnb/text/learner.py'),
                                     'llmnb.text.learner._no_room': ('text/learner.html#_no_room', 'llmnb/text/learner.py'),
                                     'llmnb.text.learner.fast_there': ('text/learner.html#fast_there', 'llmnb/text/learner.py'),
                                     'llmnb.text.learner.learn_fast': ('text/learner.html#learn_fast', 'llmnb/text/learner.py')},
