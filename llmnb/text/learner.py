@@ -65,7 +65,7 @@ def learn_fast(
     import gigabpe
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     _, merges = gigabpe.train_bpe([os.fspath(path)], vocab_size, special_tokens=special_tokens, min_frequency=min_frequency,
-                                  pretokenizer="bytelevel")
+                                  pretokenizer="bytelevel", threads=min(8, os.cpu_count() or 1))
     newline = str.maketrans("ċ", "Ċ")                                     # the vertical tab and the newline, as characters
     room = vocab_size - len(special_tokens) - len(alphabet)
     merges = [(a.translate(newline), b.translate(newline)) for a, b in merges[:room]]
