@@ -15,14 +15,14 @@ from typing import ClassVar
 import anywidget, traitlets
 from IPython.display import display
 
-from ..device import pick_ui
+from ..device import matrix_rate, pick_ui
 from .frames import RunPicture, memory_used, still
 from ..settings import settings
 from ..train.callbacks import Callback
 
 # %% ../../nbs/notebook/01_dashboard.ipynb #591c7b32
 _js_draw = r"""
-const BLUE = "#4c86c6", ORANGE = "#f58518", GREEN = "#54a24b", PURPLE = "#b279a2";
+const BLUE = "#4c86c6", ORANGE = "#f58518", GREEN = "#54a24b", PURPLE = "#b279a2", RED = "#d9655f", TEAL = "#439894";
 function html(tag, name, parent, text) {
   const e = document.createElement(tag);
   if (name) e.className = name;
@@ -109,13 +109,21 @@ function hover(svg, axes, curves) {
   };
 }
 function charts(left, right, frame) {
-  const c = frame.curves, h = 270;
+  const c = frame.curves, h = 330;
   const losses = [{at: c.raw, colour: BLUE, faint: true}, {name: "training", at: c.smooth, colour: BLUE}, {name: "validation", at: c.valid, colour: ORANGE, dots: true}];
   for (const svg of [left, right]) svg.replaceChildren();
   const w = left.clientWidth, v = right.clientWidth;
   hover(left, panel(left, [40, 28, w - 8, h - 22], "loss", losses, 7), losses);
-  panel(right, [48, 28, v - 8, h / 2 - 18], "learning rate", [{at: c.lr, colour: PURPLE}], 3, true);
-  panel(right, [48, h / 2 + 30, v - 8, h - 22], "tokens/s", [{at: c.speed, colour: GREEN}], 3, true);
+  [["learning rate", c.lr, PURPLE], ["gradient norm", c.norm, RED], ["tokens/s", c.speed, GREEN]].forEach(([name, at, colour], i) =>
+    panel(right, [48, i * h / 3 + 28, v - 8, (i + 1) * h / 3 - 22], name, [{at, colour}], 2, at !== c.norm));
+}
+function probes(below, frame) {
+  below.hidden = !frame.probes?.length;
+  below.replaceChildren();
+  for (const [name, xs, ys] of frame.probes ?? []) {
+    const svg = draw("svg", {class: "llmnb-probe"}, below);
+    panel(svg, [44, 28, svg.clientWidth - 12, 108], name, [{at: [xs, ys], colour: TEAL, dots: true}], 2);
+  }
 }
 """
 
@@ -124,29 +132,38 @@ _js_render = r"""
 function render({ model, el }) {
   const root = html("div", "llmnb-dash", el), head = html("div", "llmnb-head", root);
   const dot = html("span", "llmnb-dot", head), name = html("b", "", head), state = html("span", "llmnb-state", head), about = html("span", "llmnb-soft llmnb-about", head);
-  const toggle = html("button", "llmnb-button llmnb-toggle", head, "Pause"), stop = html("button", "llmnb-button llmnb-stop", head, "Stop");
+  const tools = html("span", "llmnb-tools", head), rate = html("input", "llmnb-rate", html("label", "llmnb-soft", tools, "rate "));
+  rate.type = "text"; rate.inputMode = "decimal"; rate.setAttribute("aria-label", "learning rate"); rate.dataset.lmSuppressShortcuts = "true";
+  rate.title = "the highest learning rate: type a number and press Enter; the schedule goes on from it";
+  const save = html("button", "llmnb-button llmnb-save", tools, "Save"), toggle = html("button", "llmnb-button llmnb-toggle", tools, "Pause");
+  const stop = html("button", "llmnb-button llmnb-stop", tools, "Stop");
   const bar = html("div", "llmnb-bar", root), fill = html("div", "llmnb-fill", bar);
   const facts = html("div", "llmnb-facts", root), both = html("div", "llmnb-charts", root);
-  const left = draw("svg", {class: "llmnb-left"}, both), right = draw("svg", {class: "llmnb-right"}, both);
+  const left = draw("svg", {class: "llmnb-left"}, both), right = draw("svg", {class: "llmnb-right"}, both), below = html("div", "llmnb-probes", root);
   const when = html("div", "llmnb-soft llmnb-when", root), sample = html("div", "llmnb-sample", root);
   const prompt = html("span", "llmnb-soft", sample), text = html("span", "", sample), note = html("div", "llmnb-soft llmnb-note", root);
   const send = (button, word) => { button.disabled = true; setTimeout(() => { button.disabled = false; }, 4000); model.send({ do: word }); };
   toggle.onclick = () => send(toggle, model.get("frame").state === "paused" ? "resume" : "pause");
   stop.onclick = () => send(stop, "stop");
-  let last = null;
+  save.onclick = () => send(save, "save");
+  const asked = () => { const value = Number(rate.value); rate.classList.toggle("llmnb-wrong", !(value > 0)); if (value > 0) { model.send({ do: "rate", value }); rate.blur(); } };
+  rate.onkeydown = event => { event.stopPropagation(); if (event.key === "Enter") asked(); if (event.key === "Escape") rate.blur(); };
+  let last = null, seen = null;
   function update() {
     const f = model.get("frame");
     if (!f.curves) return;
     root.dataset.state = f.state; root.dataset.step = f.step;
     if (f.state !== last) { toggle.disabled = stop.disabled = false; last = f.state; }
     toggle.textContent = f.state === "paused" ? "Resume" : "Pause";
-    toggle.hidden = stop.hidden = f.controls === false || ["done", "stopped", "failed"].includes(f.state);
+    tools.hidden = f.controls === false || ["done", "stopped", "failed"].includes(f.state);
+    if (document.activeElement !== rate && f.rate) { rate.value = short(f.rate); rate.classList.remove("llmnb-wrong"); }
+    if (f.saved !== seen) { save.disabled = false; seen = f.saved; }
     name.textContent = f.name || "training"; about.textContent = f.about;
     state.textContent = `${f.state}, step ${f.step.toLocaleString("en")}` + (f.steps ? ` of ${f.steps.toLocaleString("en")}` : "");
     fill.style.width = (f.steps ? Math.min(100, 100 * f.step / f.steps) : 0) + "%";
     facts.replaceChildren();
     for (const [k, v] of f.facts) { const one = html("div", "llmnb-fact", facts); html("div", "llmnb-soft", one, k); html("div", "llmnb-number", one, v); }
-    charts(left, right, f);
+    charts(left, right, f); probes(below, f);
     when.textContent = f.sample ? `written at step ${f.sample.step.toLocaleString("en")}` : "";
     sample.hidden = !f.sample; prompt.textContent = f.sample ? f.sample.prompt : ""; text.textContent = f.sample ? f.sample.text : "";
     note.textContent = f.note;
@@ -180,9 +197,14 @@ _css = """
 [data-state=paused] .llmnb-fill, [data-state=stopped] .llmnb-fill { background: #f58518; } [data-state=done] .llmnb-fill { background: #54a24b; }
 .llmnb-facts { display: flex; flex-wrap: wrap; gap: 4px 28px; margin-bottom: 10px; } .llmnb-fact .llmnb-soft { font-size: 11.5px; }
 .llmnb-number { font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; min-width: 3.2em; }
-.llmnb-charts { display: flex; gap: 14px; } .llmnb-charts svg { height: 270px; min-width: 0; overflow: visible; font-size: 11px; fill: var(--jp-ui-font-color2, #888); }
+.llmnb-tools { display: flex; gap: 8px; align-items: center; } .llmnb-tools[hidden] { display: none; }
+.llmnb-rate { font: inherit; width: 6em; padding: 2px 6px; border-radius: 5px; color: inherit; background: var(--jp-layout-color1, transparent);
+  border: 1px solid var(--jp-border-color1, rgba(128,128,128,.5)); } .llmnb-rate.llmnb-wrong { border-color: #e45756; }
+.llmnb-probes { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 6px 14px; font-size: 11px; } .llmnb-probes[hidden] { display: none; }
+.llmnb-probe { width: 100%; height: 130px; overflow: visible; fill: var(--jp-ui-font-color2, #888); }
+.llmnb-charts { display: flex; gap: 14px; } .llmnb-charts > svg { height: 330px; min-width: 0; overflow: visible; font-size: 11px; fill: var(--jp-ui-font-color2, #888); }
 .llmnb-left { flex: 2.1 1 0; } .llmnb-right { flex: 1 1 0; }
-@container (max-width: 560px) { .llmnb-charts { flex-direction: column; } .llmnb-charts svg { flex: none; width: 100%; } }
+@container (max-width: 560px) { .llmnb-charts { flex-direction: column; } .llmnb-charts > svg { flex: none; width: 100%; } }
 .llmnb-title { font-weight: 600; font-size: 12px; fill: var(--jp-ui-font-color1, #888); }
 .llmnb-grid { stroke: var(--jp-border-color2, #888); stroke-opacity: .7; } .llmnb-cross { stroke: var(--jp-ui-font-color2, #888); stroke-dasharray: 3 3; }
 .llmnb-tip { fill: var(--jp-ui-font-color0, #888); font-weight: 600; paint-order: stroke; stroke: var(--jp-layout-color0, none); stroke-width: 4px; }
@@ -209,7 +231,7 @@ class DashboardWidget(anywidget.AnyWidget):
 # %% ../../nbs/notebook/01_dashboard.ipynb #1e4f8f3a
 class Feed:
     "Keeps a widget in step with a run, in a thread, and hears its buttons."
-    words = ("pause", "resume", "stop")
+    words = ("pause", "resume", "stop", "save")
     def __init__(self,
         trainer, # has pause(), resume(), stop()
         frame, # a function that gives the frame of now
@@ -226,7 +248,9 @@ class Feed:
 
     def heard(self, widget, content, buffers=None):
         "A button was pressed: set the trainer's flag, and show it."
-        if content.get("do") in self.words: getattr(self.trainer, content["do"])()
+        said = content.get("do")
+        if said in self.words: getattr(self.trainer, said)()
+        elif said == "rate" and isinstance(value := content.get("value"), (int, float)) and 0 < value < 1e6: self.trainer.lr = float(value)
         self.send()
 
     def send(self):
@@ -299,20 +323,27 @@ class Ledger(Callback):
         "Training time since `on_start`, without pauses."
         return self.ended if self.ended is not None else self.trainer.seconds - self.began
 
-    def take(self, row):
+    def take(self):
+        "Take in the rows that came since; all of them again where the run went back to a checkpoint."
         start = time.perf_counter()
-        with self.lock: self.picture.add(row)
+        with self.lock:
+            rows = self.trainer.rows
+            if rows is not self.rows: self.picture, self.rows, self.taken = RunPicture(self.about), rows, 0
+            new = rows[self.taken:]
+            for row in new: self.picture.add(row)
+            self.taken += len(new)
         self.drawing += time.perf_counter() - start
 
     def sample(self, t, allowed):
         said = self.sampler.write(t, allowed)
-        if said: self.take(t.log(**said))
+        if said: t.log(**said)
 
     def frame(self):
         "What there is to see now; any thread may ask."
+        self.take()
         with self.lock:
             self.picture.meta.update(state=self.trainer.state, memory=memory_used(self.trainer.config.device), note=self.note())
-            return self.picture.frame()
+            return dict(self.picture.frame(), rate=self.trainer.lr, saved=self.saved)
 
     @property
     def cost(self) -> dict: # seconds
@@ -337,16 +368,17 @@ class Dashboard(Ledger):
 
     def on_start(self, t):
         self.shows, self.trainer, self.lock, self.drawing = pick_ui(self.ui), t, threading.Lock(), 0.0
-        self.began, self.ended = t.seconds, None
-        self.picture, self.sampler, self.feed = RunPicture(about_run(t)), Sampler(self.prompt, self.sample_tokens, self.sample_share), None
-        for row in t.rows: self.picture.add(row)
+        self.began, self.ended, self.saved = t.seconds, None, t.step
+        self.about, self.rows, self.picture, self.taken = about_run(t), None, None, 0
+        self.sampler, self.feed = Sampler(self.prompt, self.sample_tokens, self.sample_share), None
+        self.take()
         if self.shows == "live": self.feed = Feed(t, self.frame)
 
     def on_step(self, t, row):
-        self.take(row)
+        if self.shows == "live": self.take()
         if self.sampler.due(self.seconds()): self.sample(t, self.sampler.account(self.seconds()))
 
-    def on_valid(self, t, row): self.take(row)
+    def on_save(self, t, path): self.saved = t.step
 
     def on_end(self, t):
         if t.state != "failed" and self.sampler.tokens and not self.sampler.problem: self.sample(t, max(0.15, self.sampler.account(self.seconds())))
@@ -362,4 +394,5 @@ def about_run(
     "What a run's rows do not say."
     c = t.model.config if hasattr(t.model, "config") else None
     parts = [getattr(c, "family", type(t.model).__name__), f"{sum(p.numel() for p in t.model.parameters())/1e6:.3g} M parameters", t.config.device, t.config.dtype]
-    return dict(name=Path(t.run).name, about=" · ".join(str(p) for p in parts), steps=t.steps, state=t.state)
+    flops = t.model.flops_per_token() if hasattr(t.model, "flops_per_token") else None
+    return dict(name=Path(t.run).name, about=" · ".join(str(p) for p in parts), steps=t.steps, state=t.state, flops=flops, peak=matrix_rate(t.config.device, t.config.dtype))

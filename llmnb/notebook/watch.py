@@ -12,7 +12,7 @@ from pathlib import Path
 from IPython.display import display
 
 from .dashboard import DashboardWidget, pick_ui
-from .frames import RunPicture, still
+from .frames import RunPicture, about_folder, still
 from ..settings import settings
 
 # %% ../../nbs/notebook/06_watch.ipynb #c0b3e7df
@@ -71,11 +71,7 @@ class Watch:
     ):
         from llmnb.train.run import RunFolder
         self.folder = Path(run)
-        config = RunFolder(self.folder).config
-        train, model = config.get("train") or {}, config.get("model") or {}
-        size = model.get("parameters") and f"{model['parameters']/1e6:.3g} M parameters"
-        about = [(model.get("config") or {}).get("family"), size, train.get("device"), train.get("dtype")]
-        self.meta = dict(name=self.folder.name, about=" · ".join(str(a) for a in about if a), steps=train.get("steps"))
+        self.meta = about_folder(RunFolder(self.folder))
         self.tail, self.picture, self.over = Tail(self.folder / "log.jsonl"), RunPicture(self.meta), threading.Event()
         self.widget = self.handle = self.thread = None
 
