@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_ids', 'continuation_losses']
 
-# %% ../../nbs/measure/07_likelihood.ipynb #15b434ec
+# %% ../../nbs/measure/07_likelihood.ipynb #a7b0ec0e
 import numpy as np
 import torch
 
@@ -16,27 +16,32 @@ from .surprise import _decoder_start, _padded
 from ..text.objectives import decoder_batch
 from ..text.targets import _fill
 
-# %% ../../nbs/measure/07_likelihood.ipynb #41b3c1fa
+# %% ../../nbs/measure/07_likelihood.ipynb #90730e82
 def split_ids(
     tok, # the tokenizer
     prompt:str, continuation:str,
 ) -> tuple: # (ids of the prompt, ids of the continuation)
     "Ids of both, as they stand side by side."
     if not continuation: raise ValueError("a continuation is empty; there is nothing whose likelihood to tell.")
-    bare = prompt.rstrip()
-    whole = tok.encode(prompt + continuation)
-    n = len(tok.encode(bare))
-    n = min(n, len(whole) - 1)                      # at least one token is asked about
+    return _split(tok.encode(prompt + continuation), tok.encode(prompt.rstrip()))
+
+def _split(whole, before):
+    n = min(len(before), len(whole) - 1)            # at least one token is asked about
     return whole[:n], whole[n:]
 
-# %% ../../nbs/measure/07_likelihood.ipynb #3fcbcc8d
+def _split_all(tok, pairs):
+    "`split_ids` of many pairs; each different text is encoded once, all in one call."
+    if any(not c for _, c in pairs): split_ids(tok, "", "")
+    texts = list(dict.fromkeys(t for p, c in pairs for t in (p + c, p.rstrip())))
+    ids = dict(zip(texts, tok.encode_batch(texts)))
+    return [_split(ids[p + c], ids[p.rstrip()]) for p, c in pairs]
+
+# %% ../../nbs/measure/07_likelihood.ipynb #8674f28e
 def _causal_rows(model, tok, pairs):
     "(inputs, labels) of each pair, and how many prompts were cut."
     ctx, _ = _bounds(model, None, None)
     start = tok.bos_id if tok.bos_id is not None else tok.eos_id
-    cut = 0
-    for i, (prompt, continuation) in enumerate(pairs):
-        before, after = split_ids(tok, prompt, continuation)
+    for i, (before, after) in enumerate(_split_all(tok, pairs)):
         before = before or ([start] if start is not None else [])
         if not before: raise ValueError(f"pair {i} has no prompt, and the tokenizer has no bos or eos to begin with.")
         if len(after) > ctx: raise ValueError(f"the continuation of pair {i} has {len(after)} tokens, but the context is {ctx}.")
@@ -50,7 +55,7 @@ def _sums(logits, labels):
     best = ((logits.argmax(-1) == labels) | (labels == -100)).all(1)
     return torch.stack([loss.sum(1), (labels != -100).sum(1).float(), best.float()], 1)
 
-# %% ../../nbs/measure/07_likelihood.ipynb #137ed81a
+# %% ../../nbs/measure/07_likelihood.ipynb #fd10b98b
 @torch.inference_mode()
 def _causal(model, rows):
     device = next(model.parameters()).device
@@ -69,7 +74,7 @@ def _given_source(model, tok, rows):
     batch = decoder_batch([s for s, *_ in rows], [t for _, t, *_ in rows], _decoder_start(model, tok), _fill(tok) or 0).to(next(model.parameters()).device)
     return _sums(model(batch.src, batch.ids, src_mask=batch.src_mask, tgt_mask=batch.mask).float(), batch.labels).cpu()
 
-# %% ../../nbs/measure/07_likelihood.ipynb #05f333a9
+# %% ../../nbs/measure/07_likelihood.ipynb #35e6697b
 def continuation_losses(
     model, # a decoder, or an encoder-decoder (whose source is then the prompt)
     tok, # its tokenizer

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fingerprint', 'score', 'Score']
 
-# %% ../../nbs/measure/10_scoring.ipynb #98e88634
+# %% ../../nbs/measure/10_scoring.ipynb #329c0d41
 import hashlib, json, platform, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .tasks import Task
 from ..plugins import registry
 from ..settings import settings
 
-# %% ../../nbs/measure/10_scoring.ipynb #cc4a5c26
+# %% ../../nbs/measure/10_scoring.ipynb #739bc4d2
 def fingerprint(
     model, tok, task:Task, seed:int, # what the answers depend on
 ) -> str: # 32 hexadecimal digits
@@ -33,7 +33,7 @@ def fingerprint(
     for text in (repr(getattr(model, "config", "")), task.key(), str(seed)): h.update(text.encode("utf-8", "surrogatepass"))
     return h.hexdigest()
 
-# %% ../../nbs/measure/10_scoring.ipynb #84ca2abc
+# %% ../../nbs/measure/10_scoring.ipynb #8c9e2e77
 def _answers(model, tok, task, batch_size, seed, cache, progress):
     "(outputs, notes, seconds, whether they were known already)."
     seed = settings.seed if seed is None else seed
@@ -47,7 +47,7 @@ def _answers(model, tok, task, batch_size, seed, cache, progress):
     if path: _write(path, json.dumps(dict(outputs=outputs, notes=notes, seconds=seconds), ensure_ascii=False))
     return outputs, notes, seconds, False
 
-# %% ../../nbs/measure/10_scoring.ipynb #2659d2d2
+# %% ../../nbs/measure/10_scoring.ipynb #a8112548
 def _judge(task, name, outputs, interval, samples):
     "(figures, what was judged) of one metric."
     m = metric(name, **task.options(name))
@@ -60,7 +60,7 @@ def _each(task, name, judged):
     m = metric(name, **task.options(name))
     return m.each(judged["predictions"], judged["references"]) if hasattr(m, "each") else [None] * len(task)
 
-# %% ../../nbs/measure/10_scoring.ipynb #76b29fcf
+# %% ../../nbs/measure/10_scoring.ipynb #9084b850
 def score(
     model, # whatever the task can ask
     tok, # its tokenizer
@@ -89,7 +89,7 @@ def score(
     return Report(repr(task), {n: f for n, (f, _) in found.items()}, [task.source(i) for i in range(len(task))],
                   {n: j for n, (_, j) in found.items()}, _each(task, names[0], found[names[0]][1]), about, notes)
 
-# %% ../../nbs/measure/10_scoring.ipynb #9a2ab46f
+# %% ../../nbs/measure/10_scoring.ipynb #6e784033
 def _name(model):
     config, n = getattr(model, "config", None), sum(p.numel() for p in model.parameters())
     size = f"{n / 1e6:.1f} M" if n >= 1e5 else f"{n:,}"
@@ -99,7 +99,7 @@ def _torch():
     import torch
     return torch.__version__
 
-# %% ../../nbs/measure/10_scoring.ipynb #ad7f4d04
+# %% ../../nbs/measure/10_scoring.ipynb #0fbadc75
 class Score:
     "Scores a task, or a few, while a model trains: `Trainer(..., callbacks=[Score(task, tok, every=500)])`."
     order = 25
@@ -133,7 +133,7 @@ class Score:
         report = score(t.model, tok, self.task, metrics=self.metrics, limit=self.limit, batch_size=self.size, interval=None, cache=False, progress=False)
         return {metric(n).main: float(found[metric(n).main]) for n, found in report.figures.items()}
 
-# %% ../../nbs/measure/10_scoring.ipynb #8c1e2102
+# %% ../../nbs/measure/10_scoring.ipynb #ebf78ce5
 def _quietly(model, fn):
     "A function of the model in evaluation mode, without gradients."
     import torch
