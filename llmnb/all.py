@@ -8,15 +8,19 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'launch', 'sweep',
            'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
            'ContrastWith', 'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex',
-           'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'perplexity', 'bits_per_byte', 'bigram_baseline',
-           'unigram_baseline', 'evaluate_loss', 'metric', 'Dashboard', 'show_run', 'playground', 'Playground']
+           'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree',
+           'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
+           'metric', 'Dashboard', 'show_run', 'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
 from .decode.beam import Beam
 from .decode.constrain import Choice, Grammar, JSONSchema, Regex
+from .decode.chat import Chat
 from .decode.contrast import Contrastive, ContrastWith, Guided, best_of, majority
+from .decode.fill import fill, refine
 from .decode.generate import Generation, generate, stream
+from .decode.pictures import Tree, beam_tree, speculation_strip
 from .decode.speculative import PromptLookup, Speculative
 from .decode.stopping import Seconds, Sentences
 from .decode.strategies import Greedy, Sample
@@ -49,6 +53,7 @@ _all_ = [
     "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
+    "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
     "metric",                                                                                                       # measure
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
