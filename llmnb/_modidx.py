@@ -2907,6 +2907,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmnb.train.ranks._peers.__enter__': ('train/ranks.html#_peers.__enter__', 'llmnb/train/ranks.py'),
                                    'llmnb.train.ranks._peers.__exit__': ('train/ranks.html#_peers.__exit__', 'llmnb/train/ranks.py'),
                                    'llmnb.train.ranks.asked_to_shard': ('train/ranks.html#asked_to_shard', 'llmnb/train/ranks.py'),
+                                   'llmnb.train.ranks.check_divided': ('train/ranks.html#check_divided', 'llmnb/train/ranks.py'),
                                    'llmnb.train.ranks.complete': ('train/ranks.html#complete', 'llmnb/train/ranks.py'),
                                    'llmnb.train.ranks.exchange': ('train/ranks.html#exchange', 'llmnb/train/ranks.py'),
                                    'llmnb.train.ranks.join': ('train/ranks.html#join', 'llmnb/train/ranks.py'),

@@ -215,6 +215,13 @@ def test_a_model_without_a_folder_cannot_be_launched(datas, tmp_path):
     with pytest.raises(TypeError, match="expected a Trainer or a function"): launch(7)
 
 
+def test_callbacks_that_swap_weights_do_not_go_with_parts(datas, tmp_path):
+    class Average(Callback):
+        def during_valid(self, t): ...
+    t = make(datas["text"], tmp_path/"run", callbacks=[Average()])
+    with pytest.raises(RankError, match="Average changes the weights.*use strategy='ddp'"): launch(t, 2, strategy="fsdp")
+
+
 def test_a_lost_peer_is_told_from_other_errors(monkeypatch):
     assert not lost(RuntimeError("Connection closed by peer"))
     for k, v in dict(WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1").items(): monkeypatch.setenv(k, v)
