@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from .generate import Generation, stream
 from .session import Kept, is_pair
 from .strategies import Greedy, pick_strategy
-from ..display import Static, escape, visible
+from ..display import Static, escape
 from ..settings import settings
 
 # %% ../../nbs/decode/08_chat.ipynb #6ba39873
@@ -204,5 +204,5 @@ def show_chat(
         note += "" if seen else " · no longer seen"
         c = _colours.get(t.role, "#888")
         parts.append(f'<div style="border-left:3px solid {c};padding:2px 10px;margin:6px 0"><div style="color:{c};font-size:80%">{escape(t.role)}'
-                     f'<span style="color:#888">{note}</span></div><div style="{body}">{escape(visible(t.content))}</div></div>')
+                     f'<span style="color:#888">{note}</span></div><div style="{body}">{escape(t.content)}</div></div>')
     return Static(f"<div>{''.join(parts) or 'nothing said yet'}</div>", repr(chat))
