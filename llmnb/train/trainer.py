@@ -20,7 +20,7 @@ from .config import pick_callbacks, pick_optimizer, pick_schedule, train_config
 from .identity import check_same, describe, from_folder, identity, load_same
 from .identity import recipes as _recipes
 from .live import Rates, Snapshots
-from .ranks import join, lost, merge_last, rescue, rows_each, save_together
+from .ranks import check_divided, join, lost, merge_last, rescue, rows_each, save_together
 from .run import (Keep, RunError, RunFolder, check_writable, free_path, locked, newest, next_name,
                              read_log, shown, step_of, write_json)
 from .state import (Checkpoints, Controls, LossError, Record, Spare, TrainingError, deferred_interrupt,
@@ -127,6 +127,7 @@ class Opening(Loop):
         c, enter, ranks = self.config, self._stack.enter_context, self.ranks
         device = ranks.device(pick_device(c.device))
         rows_each(c.batch_size, ranks.size)
+        if ranks.sharded: check_divided(self.callbacks)
         if self.state == "new" and self._any_folder and self.run.exists():      # another one was faster
             self._place(next_name(self.run))
         if self.state == "new": self._place(ranks.share(str(self.run)))
