@@ -331,7 +331,7 @@ class Trainer(Session):
         Controls.__init__(self); Rates.__init__(self); Record.__init__(self)
         self.model, self.data, self.config = model, data, config
         self.optimizer, self.schedule, self.callbacks = optimizer, schedule, callbacks
-        self.step, self.keep, self._changed = 0, keep, []
+        self.step, self.keep, self._changed, self._identity = 0, keep, [], None
         self.skipped, self.rescues = set(), []      # steps without an update; what a guard did, and where
         self._place(run)
         self._engine, self._watchers, self._stack, self._saved = None, callbacks, ExitStack(), (-1, 0.0, 0.0)
@@ -372,7 +372,8 @@ class Trainer(Session):
     @property
     def identity(self) -> dict:
         "What the losses of this run depend on."
-        return identity(describe(self))
+        if self._identity is None: self._identity = identity(describe(self))
+        return self._identity
 
     @property
     def best(self) -> Path|None:
