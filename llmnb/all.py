@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
-           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'generate', 'stream',
-           'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
+           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt',
+           'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Trainer', 'Callback', 'generate',
+           'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
            'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
            'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'Dashboard',
            'show_run', 'playground', 'Playground']
@@ -24,7 +25,11 @@ from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
 from .measure.metrics import metric
 from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, perplexity, unigram_baseline
+from .model.adapter import adapt
 from .model.config import TransformerConfig
+from .model.drawing import draw
+from .model.heads import ClassHead, MaskedLMHead, SentenceHead, SpanHead, TokenClassHead
+from .model.plan import choose, plan
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
 from .notebook.dashboard import Dashboard
@@ -43,7 +48,8 @@ _all_ = [
     "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
-    "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
+    "TransformerConfig", "Transformer", "load_model", "save_model", "plan", "choose", "draw", "adapt",              # model
+    "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
     "Trainer", "Callback",                                                                                          # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
