@@ -6,25 +6,37 @@
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
            'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt',
-           'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Trainer', 'Callback', 'generate',
-           'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
-           'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
-           'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'Dashboard',
-           'show_run', 'playground', 'Playground']
+           'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Trainer', 'Callback', 'launch',
+           'sweep', 'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
+           'ContrastWith', 'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex',
+           'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree',
+           'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
+           'metric', 'score', 'Score', 'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports',
+           'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
+           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'Dashboard', 'show_run', 'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
 from .decode.beam import Beam
 from .decode.constrain import Choice, Grammar, JSONSchema, Regex
+from .decode.chat import Chat
 from .decode.contrast import Contrastive, ContrastWith, Guided, best_of, majority
+from .decode.fill import fill, refine
 from .decode.generate import Generation, generate, stream
+from .decode.pictures import Tree, beam_tree, speculation_strip
 from .decode.speculative import PromptLookup, Speculative
 from .decode.stopping import Seconds, Sentences
 from .decode.strategies import Greedy, Sample
 from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
+from .measure.choosing import Cloze, Classifying, LanguageModelling, MultipleChoice, SpanAnswering
 from .measure.metrics import metric
 from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, perplexity, unigram_baseline
+from .measure.report import compare_reports, load_report, save_report
+from .measure.sandbox import run_code
+from .measure.scoring import Score, score
+from .measure.surprise import token_losses
+from .measure.tasks import Answering, CodeWriting, Conversing, Summarization, Translation
 from .model.adapter import adapt
 from .model.config import TransformerConfig
 from .model.drawing import draw
@@ -41,6 +53,8 @@ from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
 from .text.tokenizer import Tokenizer
 from .train.callbacks import Callback
+from .train.launch import launch
+from .train.sweep import Between, Sweep, sweep
 from .train.trainer import Trainer
 
 # %% ../nbs/notebook/05_all.ipynb #5dbdf71b
@@ -50,10 +64,13 @@ _all_ = [
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
     "TransformerConfig", "Transformer", "load_model", "save_model", "plan", "choose", "draw", "adapt",              # model
     "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
-    "Trainer", "Callback",                                                                                          # train
+    "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
+    "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
-    "metric",                                                                                                       # measure
+    "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
+    "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
+    "CodeWriting", "Conversing",                                   # measure
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
 ]
