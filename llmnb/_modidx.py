@@ -987,6 +987,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'llmnb/measure/sandbox.py'),
                                        'llmnb.measure.sandbox._command': ('measure/sandbox.html#_command', 'llmnb/measure/sandbox.py'),
                                        'llmnb.measure.sandbox._kill': ('measure/sandbox.html#_kill', 'llmnb/measure/sandbox.py'),
+                                       'llmnb.measure.sandbox._python': ('measure/sandbox.html#_python', 'llmnb/measure/sandbox.py'),
                                        'llmnb.measure.sandbox._read': ('measure/sandbox.html#_read', 'llmnb/measure/sandbox.py'),
                                        'llmnb.measure.sandbox._run': ('measure/sandbox.html#_run', 'llmnb/measure/sandbox.py'),
                                        'llmnb.measure.sandbox._status': ('measure/sandbox.html#_status', 'llmnb/measure/sandbox.py'),
