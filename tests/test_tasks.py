@@ -258,3 +258,15 @@ def test_what_the_harness_asks(model, tok):
 ])
 def test_mistakes(model, tok, says, wrong):
     with settings.override(offline=True), pytest.raises((ValueError, TypeError), match=says): wrong(model, tok)
+
+
+def test_from_a_line():
+    "`%llm eval` judges what lies in the notebook."
+    from llmnb.notebook.evaluating import eval_
+    from llmnb.notebook.magics import VerbError
+    class Desk(dict):
+        def put(self, **names): self.update(names)
+    desk = Desk(answers=["a b c d", "x"], right=["a b c d", ["x", "y"]], lines=TEXT)
+    assert "accuracy" in str(eval_(desk, "accuracy", predictions="answers", references="answers")) and "bleu" in str(eval_(desk, "bleu", predictions="answers", references="right"))
+    for says, wrong in (("which metric", lambda: eval_(desk, predictions="answers")), ("of what", lambda: eval_(desk, "bleu")), ("on which examples", lambda: eval_(desk, task="cloze"))):
+        with pytest.raises(VerbError, match=says): wrong()

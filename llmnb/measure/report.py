@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Report', 'save_report', 'load_report', 'compare_reports']
 
-# %% ../../nbs/measure/09_report.ipynb #3cb05907
+# %% ../../nbs/measure/09_report.ipynb #de1a31d9
 import json, math, os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..display import Static, bar_chart, escape, table
 from .metrics import metric
 from .scores import paired
 
-# %% ../../nbs/measure/09_report.ipynb #8071e8c4
+# %% ../../nbs/measure/09_report.ipynb #6b16314e
 def _shown(x):
     "An answer or a reference in a table."
     if isinstance(x, (list, tuple)): return " | ".join(map(str, x))
@@ -22,7 +22,7 @@ def _shown(x):
 
 def _short(text, most=240): return text if len(text) <= most else text[:most - 2] + " …"
 
-# %% ../../nbs/measure/09_report.ipynb #6afa9be7
+# %% ../../nbs/measure/09_report.ipynb #82ea92ba
 @dataclass
 class Report:
     "What a model got in a task."
@@ -85,6 +85,7 @@ class Report:
         xs = [e for e in self.each if e is not None and math.isfinite(e)]
         if not xs: return Static("", "nothing to draw")
         low, high = min(xs), max(xs)
+        if low == high: return bar_chart([f"{low:.3g}"], [len(xs)], f"examples by {self.main}")
         width = (high - low) / bins or 1.0
         counts = [0] * bins
         for x in xs: counts[min(bins - 1, int((x - low) / width))] += 1
@@ -95,7 +96,7 @@ class Report:
     def _repr_mimebundle_(self, include=None, exclude=None): return self.show()._repr_mimebundle_()
     def __repr__(self): return str(self.table())
 
-# %% ../../nbs/measure/09_report.ipynb #63463ed6
+# %% ../../nbs/measure/09_report.ipynb #38e5b5c1
 def _write(path, text):
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def _page(report):
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report.task)}</title><style>{css}</style>'
     return f"{head}<h1>{escape(report.task)}</h1>{body}{about}</html>"
 
-# %% ../../nbs/measure/09_report.ipynb #3dedf7b8
+# %% ../../nbs/measure/09_report.ipynb #c616b82e
 def save_report(
     report:Report, path, # a .json or .html file, or a folder for both
 ) -> list: # the files
@@ -132,7 +133,7 @@ def load_report(
     try: return Report(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as e: raise ValueError(f"{path} is no report: {e}. Expected the JSON that save_report writes.") from None
 
-# %% ../../nbs/measure/09_report.ipynb #87e58181
+# %% ../../nbs/measure/09_report.ipynb #15cf55bf
 def compare_reports(
     a:Report, b:Report, # of the same task: before and after, one model and another
     samples:int=1000, # resamples of the test
