@@ -6,12 +6,19 @@
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
            'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'generate', 'stream',
-           'Generation', 'Greedy', 'Sample', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline',
-           'evaluate_loss', 'metric', 'Dashboard', 'show_run', 'playground', 'Playground']
+           'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
+           'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
+           'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'Dashboard',
+           'show_run', 'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
+from .decode.beam import Beam
+from .decode.constrain import Choice, Grammar, JSONSchema, Regex
+from .decode.contrast import Contrastive, ContrastWith, Guided, best_of, majority
 from .decode.generate import Generation, generate, stream
+from .decode.speculative import PromptLookup, Speculative
+from .decode.stopping import Seconds, Sentences
 from .decode.strategies import Greedy, Sample
 from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
@@ -38,7 +45,8 @@ _all_ = [
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
     "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
     "Trainer", "Callback",                                                                                          # train
-    "generate", "stream", "Generation", "Greedy", "Sample",                                                         # decode
+    "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
+    "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
     "metric",                                                                                                       # measure
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook

@@ -532,7 +532,7 @@ class BanAll:
     ("prompt 0 is 3.5", dict(prompt=[3.5])), ("integers", dict(prompt=torch.tensor([1.5]))), (r"shape \(1, 2\)", dict(prompt=torch.tensor([[1, 2]]))),
     ("prompt is int", dict(prompt=7)), ("prompt is NoneType", dict(prompt=None)),
     ("max_new_tokens = 0", dict(max_new_tokens=0)), ("max_new_tokens = 2.5", dict(max_new_tokens=2.5)), ("batch_size = 0", dict(batch_size=0)),
-    ("stop has an empty string", dict(stop=[""])), ("stop = .* expected strings or token ids", dict(stop=[2.5])), ("stop = 'x' is a string, but tok is None", dict(tok=None, prompt=[1], stop="x")),
+    ("stop has an empty string", dict(stop=[""])), ("stop = 2.5; expected a string, a token id, a rule or a function", dict(stop=[2.5])), ("stop = 'x' is a string, but tok is None", dict(tok=None, prompt=[1], stop="x")),
     ("seed = -1", dict(seed=-1)), ("seed = 'a'", dict(seed="a")), ("give max_new_tokens", dict(sliding=True, max_new_tokens=None)),
     ("strategies has no 'smaple'. Did you mean 'sample'", dict(strategy="smaple")), (r"write Sample\(\)", dict(strategy=Sample)),
     ("tok is str; expected a Tokenizer", dict(tok="gpt2")),

@@ -179,8 +179,8 @@ class Suppress:
         for i in self.ids: _whole("an id to suppress", i)
     def __call__(self, logits, history=None):
         _inside(max(self.ids), logits)
-        if self.begin and history.new.shape[1]: return logits
-        return logits.index_fill(-1, torch.tensor(self.ids, device=logits.device), -math.inf)
+        banned = logits.index_fill(-1, torch.tensor(self.ids, device=logits.device), -math.inf)
+        return torch.where(history.said[:, None] > 0, logits, banned) if self.begin else banned
 
 @dataclass(frozen=True)
 class Forced:
@@ -194,10 +194,10 @@ class Forced:
             raise ValueError(f"at = {self.at} counts from the end; give length=, the number of new tokens.")
     def __call__(self, logits, history):
         _inside(self.id, logits)
-        if history.new.shape[1] != (self.at if self.at >= 0 else self.length + self.at): return logits
         only = torch.full_like(logits, -math.inf)
         only[:, self.id] = 0
-        return only
+        here = history.said == (self.at if self.at >= 0 else self.length + self.at)
+        return torch.where(here[:, None], only, logits)
 
 @dataclass(frozen=True)
 class MinNewTokens:
@@ -205,7 +205,8 @@ class MinNewTokens:
     n: int # new tokens at least
     ends: tuple # end tokens: (tok.eos_id,)
     def __post_init__(self): _whole("n", self.n); Suppress(self.ends)
-    def __call__(self, logits, history): return Suppress(self.ends)(logits) if history.new.shape[1] < self.n else logits
+    def __call__(self, logits, history):
+        return torch.where(history.said[:, None] < self.n, Suppress(self.ends)(logits), logits)
 
 @dataclass(frozen=True)
 class MinLength:

@@ -14,7 +14,7 @@ import torch
 
 from .session import DecodeError
 from .processors import Chain
-from .reply import Row, from_row
+from .reply import from_row
 from .strategies import Sample, Strategy, _chain, _tuple, _wide, draw_token
 
 # %% ../../nbs/decode/04_beam.ipynb #2d1b08b7
@@ -82,6 +82,9 @@ class Search:
     ):
         self.beam, self.session, self.length = beam, session, 0
         self.each, self.active = beam.width // beam.groups, list(session.batch)
+        self.clocks = {r.number: [x for x in r.rules if not x.textual] for r in self.active}
+        for r in self.active: r.rules = tuple(x for x in r.rules if x.textual)
+        self.late, self.tree = set(), {r.number: [] for r in self.active}
         root = Node(None)
         self.base = {r.number: root for r in self.active}
         self.nodes = {r.number: [root] * beam.width for r in self.active}
@@ -102,6 +105,7 @@ class Search:
         if W > V: raise ValueError(f"width = {W}; expected at most {V}, the number of tokens in the vocabulary.")
         after = self.beam.chain(logp, s.history).view(P, W, V)
         self.length += 1
+        self.late = {r.number for r in self.active if any(c.look(r) for c in self.clocks[r.number])}
         chosen, counts = [], after.new_zeros(P, V)
         for g in range(self.beam.groups):
             mine = slice(g * self.each, (g + 1) * self.each)
@@ -124,16 +128,19 @@ class Search:
         "For one group: the beams that go on. Those that end go to the pools."
         P, W, V = after.shape
         total = (after + self.scores[:, mine, None]).flatten(1)
-        ends = [self._ends(r) for r in self.active]
-        n = max(2, 1 + max(map(len, ends))) * W
+        n = max(2, 1 + max(len(r.ends) for r in self.active)) * W
         score, at = self._candidates(total, min(n, W * V))
-        if (score[:, 0] == -math.inf).any():
-            raise DecodeError(f"At step {self.length - 1} every token is banned: the processors left none. "
-                              "Make them less strict.")
+        for r, row in enumerate(self.active):
+            pool = self.pools[row.number][mine.start // W]
+            if score[r, 0] > -math.inf or pool.done: continue
+            if not pool.texts:
+                raise DecodeError(f"At step {self.length - 1} every token is banned: the processors left none. "
+                                  "Make them less strict.")
+            pool.done = True                                             # all that may be said has been said
         beam, id = at // V, at % V
-        hit = torch.tensor([[self._is_end(r, e, mine.start + b, i) for b, i in zip(*row)]
-                            for r, e, row in zip(self.active, ends, zip(beam.tolist(),
-                                                                        id.tolist()))], device=score.device)
+        some = zip(self.active, beam.tolist(), id.tolist(), score.tolist())
+        hit = torch.tensor([[s > -math.inf and self._is_end(r, mine.start + b, i) for b, i, s in zip(*row)] for r, *row in some],
+                           device=score.device)
         self._finish(score, beam, id, hit, mine)
         best = (score.to(_wide(score.device)) - 1e9 * hit).topk(W)              # float32 would forget their order
         return best.values.float(), id.gather(1, best.indices), beam.gather(1, best.indices) + mine.start
@@ -147,13 +154,13 @@ class Search:
         at = torch.stack(at, 1)
         return total.gather(1, at), at
 
-    def _ends(self, row): return row.stop_ids | ({row.tok.eos_id} - {None} if row.tok is not None else set())
-
-    def _is_end(self, row, ends, beam, id):
-        if id in ends or self.length >= row.limit: return True
-        if not row.stops: return False
-        text = row.tok.decode([n.id for n in self.nodes[row.number][beam].path()] + [id])
-        return any(s in text for s in row.stops)
+    def _is_end(self, row, beam, id):
+        if id in row.ends or self.length >= row.limit or row.number in self.late: return True
+        if not row.stops and not row.rules: return False
+        probe = row.twin()
+        probe.ids = [n.id for n in self.nodes[row.number][beam].path()] + [id]
+        probe.tail = row.tok.decode(probe.ids) if row.tok is not None else ""
+        return any(s in probe.tail for s in row.stops) or any(r.look(probe) for r in row.rules)
 
     def _finish(self, score, beam, id, hit, mine):
         W = self.each
@@ -190,7 +197,7 @@ class Search:
         for row in gone: self._end(row)
 
     def _done(self, row):
-        return self.length >= row.limit or all(p.done for p in self.pools[row.number])
+        return self.length >= row.limit or row.number in self.late or all(p.done for p in self.pools[row.number])
 
     def _show(self, row):
         "Let go of what is certain."
@@ -203,11 +210,13 @@ class Search:
         texts = sorted((t for p in self.pools[row.number] for t in p.texts), key=lambda t: -t[0])
         best = []
         for score, node in texts[:self.beam.n_best or self.beam.width]:
-            copy = Row(row.prompt_ids, row.prompt, row.tok, row.limit, row.stops, row.stop_ids, row.number)
+            copy = row.twin()
             for n in node.path(): copy.add(n.id, n.logprob, n.top)
+            copy.stop("time")
             copy.score = score
             best.append(from_row(copy, self.beam))
         for n in texts[0][1].path()[len(row.ids):]: row.add(n.id, n.logprob, n.top)
+        row.stop("time")
         row.best, row.score = best, texts[0][0]
 
 # %% ../../nbs/decode/04_beam.ipynb #e361cbe6

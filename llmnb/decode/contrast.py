@@ -9,13 +9,15 @@ __all__ = ['Contrastive', 'ContrastWith', 'Guided', 'best_of', 'majority']
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
 from .generate import generate
 from .session import DecodeError, Session, evaluating, is_pair
+from .processors import Chain, History
 from .reply import Row
-from .strategies import Draws, Greedy, Sample, Strategy
+from .strategies import Draws, Greedy, Sample, Strategy, _chain, _tuple
 
 # %% ../../nbs/decode/05_contrast.ipynb #bd4582b6
 @dataclass(frozen=True, repr=False)
@@ -23,11 +25,18 @@ class Contrastive(Strategy):
     "A likely token that does not make the text like what it said before."
     k: int = 4 # candidates
     alpha: float = 0.6 # weight of the difference, 0 (greedy) to 1
+    processors: tuple = () # what to do to the logits first
     def __post_init__(self):
+        _tuple("processors", self.processors); self.chain
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"k = {self.k!r}; expected a whole number of at least 1.")
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha = {self.alpha!r}; expected a number from 0 to 1.")
+
+    @cached_property
+    def chain(self) -> Chain:
+        "What is done to the logits, in order."
+        return _chain(*self.processors)
 
     def decode(self, session):
         "The whole loop; yields after each step."
@@ -39,29 +48,35 @@ class Contrastive(Strategy):
     def _one(self, s, row):
         with torch.inference_mode():
             s.cache = s.model.new_cache(1)
+            if s.cache is None or getattr(s.model, "split", True) is False:
+                raise ValueError(f"contrastive search needs a cache and the hidden states, which this {type(s.model).__name__} model does not give.")
             states = self._read(s, [row.prompt_ids])[0]                 # (T, D)
+            history = History(torch.tensor([row.prompt_ids], device=s.history.ids.device), room=64)
         while not row.finish:
-            with torch.inference_mode(): states = self._step(s, row, states)
+            with torch.inference_mode(): states = self._step(s, row, states, history)
             yield
 
     def _read(self, s, ids):
         with evaluating(s.model): return s.model.hidden(torch.tensor(ids, device=s.history.ids.device), None, s.cache)
 
-    def _step(self, s, row, states):
+    def _step(self, s, row, states, history):
         logits = s.model.unembed(states[-1:]).float()[0, :s.vocab]
         if not logits.logsumexp(-1).isfinite():
             raise DecodeError(f"The model's logits at new token {len(row.ids)} are not finite. Its weights may "
                               f"be damaged.")
         logp = logits.log_softmax(-1)
-        best, at, new = logp.topk(min(self.k, len(logp))), 0, None
+        probs = self.chain(logits[None], history)[0].softmax(-1)
+        if probs.isnan().any(): raise DecodeError(f"At new token {len(row.ids)} every token is banned: the processors left none.")
+        best, at, new = probs.topk(min(self.k, int((probs > 0).sum()))), 0, None
         if s.cache.length < s.ctx:
             s.cache.reorder([0] * len(best.indices))
             new = self._read(s, best.indices[:, None].tolist())[:, 0]    # (k, D)
             alike = torch.cosine_similarity(new[:, None].float(), states[None].float(), dim=-1).amax(1)
-            at = int(((1 - self.alpha) * best.values.exp() - self.alpha * alike).argmax())
+            at = int(((1 - self.alpha) * best.values - self.alpha * alike).argmax())
             s.cache.reorder([at])
         top = logp.topk(min(s.top, len(logp)))
-        row.add(best.indices[at].item(), best.values[at].item(), (top.indices.tolist(), top.values.tolist()))
+        row.add(id := best.indices[at].item(), logp[id].item(), (top.indices.tolist(), top.values.tolist()))
+        history.add(best.indices[at:at + 1])
         return states if new is None else torch.cat([states, new[at:at + 1]])
 
 # %% ../../nbs/decode/05_contrast.ipynb #86da454c
@@ -72,16 +87,20 @@ class _Twice(Strategy):
         if session.sliding:
             raise ValueError(f"sliding=True does not go with {type(self).__name__}: two texts would slide "
                              f"apart; leave it out.")
-        other = self.other(session)
+        other, first = self.other(session), _hard(self.base)
         try:
             while session.live:
                 with torch.inference_mode():
-                    mixed = self.mix(session.logits(), other.logits()[:, :session.last.shape[-1]])
+                    mixed = self.mix(first(session.logits(), session.history), other.logits()[:, :session.last.shape[-1]])
                     ids = self.base.choose(mixed, session.history, session.draw)
                     session.take(ids)
                     _follow(other, session, ids)
                 yield
         finally: other.close()
+
+def _hard(base):
+    "What holds before any opinion: a constraint."
+    return Chain(*(p for p in getattr(base, "chain", Chain()).processors if getattr(p, "hard", False)))
 
 def _follow(other, session, ids):
     "The second session takes the same tokens, and its rows end with the first's."

@@ -6,12 +6,14 @@
 __all__ = ['remember', 'generate', 'Stream', 'stream']
 
 # %% ../../nbs/decode/03_generate.ipynb #4556ce2b
-import weakref
+import asyncio, threading, weakref
 
+from .constrain import constrain
 from .prompts import _count, _seed, make_rows, split_prompts
 from .reply import Generation, Piece, from_row
-from .session import DecodeError, Session, _device, evaluating, left_pad, next_logits
+from .session import DecodeError, Kept, Session, _device, evaluating, left_pad, next_logits
 from .strategies import Draws, Greedy, Sample, Strategy, pick_strategy
+from ..device import in_notebook, is_captured
 
 # %% ../../nbs/decode/03_generate.ipynb #c7752ea8
 def _loop(strategy, session):
@@ -23,9 +25,27 @@ def remember(g:Generation, model, tok) -> Generation:
     for one in (g, *g.best): one.source = (weakref.ref(model), tok)
     return g
 
-def _session(model, tok, rows, seed, cache, sliding, room, top):
+def _session(model, tok, rows, seed, cache, sliding, room, top, waiting=(), kept=None):
     draws = Draws([seed + r.number for r in rows], _device(model))
-    return Session(model, rows, draws, cache, sliding, room, tok and tok.vocab_size, top)
+    queue = [(r, seed + r.number) for r in waiting]
+    return Session(model, rows, draws, cache, sliding, room, tok and tok.vocab_size, top, queue, kept)
+
+def _batches(rows, size, strategy, sliding):
+    "(rows to begin with, rows that come in as others end): a strategy with a loop of its own takes its rows as they are."
+    common = getattr(type(strategy), "decode", Strategy.decode) is Strategy.decode and not sliding
+    return [(rows[:size], rows[size:])] if common and rows else [(rows[i:i+size], []) for i in range(0, len(rows), size)]
+
+# %% ../../nbs/decode/03_generate.ipynb #c3afc0e5
+class _Bar:
+    "How many replies are done, where someone looks."
+    def __init__(self, rows, wanted):
+        from tqdm import tqdm
+        if wanted == "auto": wanted = len(rows) > 1 and not is_captured() and in_notebook()
+        self.rows, self.bar = rows, tqdm(total=len(rows), desc="replies", delay=2, leave=False) if wanted else None
+    def look(self):
+        if self.bar is not None: self.bar.update(sum(r.finish is not None for r in self.rows) - self.bar.n)
+    def close(self):
+        if self.bar is not None: self.look(); self.bar.close()
 
 # %% ../../nbs/decode/03_generate.ipynb #fc4d7e93
 def generate(
@@ -35,38 +55,46 @@ def generate(
     *,
     max_new_tokens:int|None=None, # at most; by default prompt and reply may fill the context
     strategy=Greedy(), # how a token is chosen: an object, or a name in the registry `strategies`
-    stop=(), # strings (or token ids) that end a reply; the text is cut before them
+    stop=(), # what ends a reply: strings, before which the text is cut, token ids, rules, functions
+    constraint=None, # what the reply must be: Choice, Regex, JSONSchema or Grammar
     seed:int|None=None, # row i draws with seed + i; `settings.seed` by default
     cache:bool=True, # False: compute everything anew at each step
-    batch_size:int|None=None, # rows at once; by default up to 64
+    batch_size:int|None=None, # rows at once; by default up to 64, and as some end others take their places
     sliding:bool=False, # go on when the context is full, seeing only the last part
     alternatives:int=5, # most likely tokens to remember at each place
+    kept:Kept|None=None, # for one prompt: a cache that outlives the call
+    progress="auto", # a bar where someone looks; True or False
 ) -> Generation|list: # a list of `Generation` for a list of prompts
     "Continue one prompt or many, each until `eos`, a stop string, `max_new_tokens` or the context (`finish_reason`)."
     prompts, many = split_prompts(prompt)
     strategy, seed, size = pick_strategy(strategy), _seed(seed), _count("batch_size", batch_size) or 64
+    if kept is not None and many: raise ValueError("kept goes with one prompt; here is a list of them.")
     rows = make_rows(model, tok, prompts, max_new_tokens, stop, sliding, many)
-    by_length = sorted(rows, key=lambda r: len(r.prompt_ids))
+    strategy = constrain(strategy, constraint, rows, tok)
+    by_length, bar = sorted(rows, key=lambda r: len(r.prompt_ids)), _Bar(rows, progress)
     with evaluating(model):
-        for i in range(0, len(rows), size):
-            session = _session(model, tok, by_length[i:i+size], seed, cache, sliding, max_new_tokens, alternatives)
+        for some, waiting in _batches(by_length, size, strategy, sliding):
+            session = _session(model, tok, some, seed, cache, sliding, max_new_tokens, alternatives, waiting, kept)
             try:
-                for _ in _loop(strategy, session): pass
-            finally: session.close()
+                for _ in _loop(strategy, session): bar.look()
+            finally: session.close(); bar.look()
+    bar.close()
     out = [from_row(r, strategy, seed + r.number, r.best) for r in rows]
     for g in out: remember(g, model, tok)
     return out if many else out[0]
 
 # %% ../../nbs/decode/03_generate.ipynb #59fbcdb7
 class Stream:
-    "Pieces of a reply, while it is made. Iterate; then `.result` is the `Generation`."
+    "Pieces of a reply, while it is made: `for` or `async for`. Then `.result` is the `Generation`."
     def __init__(self, session:Session, strategy, seed:int):
         self.session, self.strategy, self.seed, self.result = session, strategy, seed, None
-        self._pieces = self._run()
+        self._pieces, self._busy, self._over = self._run(), threading.RLock(), False
 
     def _run(self):
         try:
-            for _ in _loop(self.strategy, self.session): yield from self.session.rows[0].released()
+            for _ in _loop(self.strategy, self.session):
+                yield from self.session.rows[0].released()
+                if self._over: return
         finally: self._end()
 
     def _end(self):
@@ -77,21 +105,37 @@ class Stream:
         self.result = remember(from_row(row, self.strategy, self.seed, row.best), self.session.model, row.tok)
 
     def __iter__(self): return self
-    def __next__(self) -> Piece: return next(self._pieces)
+    def __next__(self) -> Piece:
+        with self._busy: return next(self._pieces)
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
+    def __aiter__(self): return self
+    async def __anext__(self) -> Piece:
+        "The next piece, made in a thread, so that the loop goes on meanwhile."
+        try: piece = await asyncio.to_thread(next, self, None)
+        except asyncio.CancelledError:
+            self._over = True                                            # a step in another thread ends by itself
+            threading.Thread(target=self.close, daemon=True).start()
+            raise
+        if piece is None: raise StopAsyncIteration
+        return piece
+    async def __aenter__(self): return self
+    async def __aexit__(self, *_): await asyncio.to_thread(self.close)
+
     def close(self):
         "End the reply here: the cache is freed, and `.result` is what there is, with the reason \"cancelled\"."
-        self._pieces.close()
-        self._end()
+        self._over = True
+        with self._busy:
+            self._pieces.close()
+            self._end()
 
 # %% ../../nbs/decode/03_generate.ipynb #61278b8f
 def stream(
     model, tok, prompt, # as for `generate`, but one prompt
     *,
-    max_new_tokens:int|None=None, strategy=Greedy(), stop=(), seed:int|None=None,
-    cache:bool=True, sliding:bool=False, alternatives:int=5,
+    max_new_tokens:int|None=None, strategy=Greedy(), stop=(), constraint=None, seed:int|None=None,
+    cache:bool=True, sliding:bool=False, alternatives:int=5, kept:Kept|None=None,
 ) -> Stream: # an iterator of `Piece`
     "Continue a prompt piece by piece. All that is wrong with the arguments is said now, not at the first piece."
     prompts, many = split_prompts(prompt)
@@ -100,4 +144,5 @@ def stream(
                         "use generate(...), or one stream for each.")
     strategy, seed = pick_strategy(strategy), _seed(seed)
     rows = make_rows(model, tok, prompts, max_new_tokens, stop, sliding, many=False)
-    return Stream(_session(model, tok, rows, seed, cache, sliding, max_new_tokens, alternatives), strategy, seed)
+    strategy = constrain(strategy, constraint, rows, tok)
+    return Stream(_session(model, tok, rows, seed, cache, sliding, max_new_tokens, alternatives, (), kept), strategy, seed)

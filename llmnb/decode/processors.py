@@ -116,6 +116,7 @@ class History:
         room:int=0, # columns to keep free for what comes
     ):
         self.prompt, self.length = ids.shape[1] if prompt is None else prompt, ids.shape[1]
+        self.begin = None                                                # (B,) where each reply begins, if not all at `prompt`
         self.store = torch.nn.functional.pad(ids, (0, room), value=-1)
 
     @property
@@ -124,9 +125,17 @@ class History:
         return self.store[:, :self.length]
 
     @property
-    def new(self) -> torch.Tensor: # (B, T - prompt)
+    def new(self) -> torch.Tensor: # (B, T - prompt); -1 where a row was not there yet
         "What was generated."
-        return self.store[:, self.prompt:self.length]
+        new = self.store[:, self.prompt:self.length]
+        if self.begin is None: return new
+        return new.masked_fill(torch.arange(self.prompt, self.length, device=new.device) < self.begin[:, None], -1)
+
+    @property
+    def said(self) -> torch.Tensor: # (B,) int64
+        "How many tokens each row has generated."
+        if self.begin is not None: return self.length - self.begin
+        return torch.full((len(self.store),), self.length - self.prompt, device=self.store.device)
 
     def add(self,
         ids:torch.Tensor, # (B,) one more token for each row
@@ -142,7 +151,22 @@ class History:
         rows, # which rows stay, in their new order; they may repeat
     ) -> "History": # itself
         "Choose rows."
-        self.store = self.store[torch.as_tensor(rows, device=self.store.device)]
+        rows = torch.as_tensor(rows, dtype=torch.long, device=self.store.device)
+        self.store = self.store[rows]
+        if self.begin is not None: self.begin = self.begin[rows]
+        return self
+
+    def join(self,
+        prompts:list, # lists of ids: rows that begin now
+    ) -> "History": # itself
+        "More rows; what is empty in all rows goes."
+        real, said = (self.ids >= 0).any(0).tolist(), self.said
+        old = self.ids[:, real.index(True) if True in real else len(real):]
+        T = max([old.shape[1], *map(len, prompts)])
+        new = torch.tensor([[-1] * (T - len(p)) + list(p) for p in prompts], device=old.device)
+        self.store = torch.cat([torch.nn.functional.pad(old, (T - old.shape[1], 0), value=-1), new])
+        self.begin = T - torch.cat([said, said.new_zeros(len(prompts))])
+        self.length, self.prompt = T, int(self.begin.min())
         return self
 
 # %% ../../nbs/decode/00_processors.ipynb #a3ed66df

@@ -11,6 +11,7 @@ from operator import index
 
 from .reply import Row
 from .session import is_pair
+from .stopping import read_stop
 from ..settings import settings
 
 # %% ../../nbs/decode/02b_prompts.ipynb #54c4fa8f
@@ -78,18 +79,6 @@ def _count(name, x):
     if x is None or (isinstance(x, int) and not isinstance(x, bool) and x >= 1): return x
     raise (ValueError if isinstance(x, int) else TypeError)(f"{name} = {x!r}; expected a whole number of at least 1.")
 
-def _stops(stop, tok):
-    "Stop strings and stop ids."
-    stop = [stop] if isinstance(stop, (str, int)) else list(stop or ())
-    if not all(isinstance(s, (str, int)) for s in stop):
-        raise TypeError(f"stop = {stop!r}; expected strings or token ids.")
-    strings, ids = tuple(s for s in stop if isinstance(s, str)), frozenset(i for i in stop if isinstance(i, int))
-    if "" in strings: raise ValueError("stop has an empty string, which would end every reply at once; leave it out.")
-    if strings and tok is None:
-        raise ValueError(f"stop = {strings[0]!r} is a string, but tok is None: "
-                         "give the tokenizer, or stop at token ids.")
-    return strings, ids
-
 def _seed(seed):
     seed = settings.seed if seed is None else seed
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**62:
@@ -101,13 +90,14 @@ def make_rows(
     model, tok, # as for `generate`
     prompts:list, # strings, lists of ids or tensors
     max_new_tokens:int|None=None, # None: as many as the context holds
-    stop=(), # strings or ids
+    stop=(), # strings, ids, rules or functions
     sliding:bool=False, # prompts may be longer than the context
     many:bool=True, # name the prompts by number where one is wrong
 ) -> list: # of `Row`
     "Rows to decode. Raises `ValueError` or `TypeError` for what cannot work, and names the prompt."
     _check_tok(tok, model)
-    ctx, (strings, stop_ids) = getattr(getattr(model, "config", None), "ctx", math.inf), _stops(stop, tok)
+    ctx = getattr(getattr(model, "config", None), "ctx", None) or math.inf
+    strings, stop_ids, rules = read_stop(stop, tok)
     if sliding and max_new_tokens is None: raise ValueError("sliding=True has no end of its own; give max_new_tokens.")
     if ctx == math.inf and _count("max_new_tokens", max_new_tokens) is None:
         raise ValueError("the model has no config.ctx to fill; give max_new_tokens.")
@@ -118,5 +108,5 @@ def make_rows(
         _check_prompt(ids, model, ctx, sliding, name)
         used = 1 if is_pair(model) else len(ids)
         text, most = p if isinstance(p, str) else None, limit if sliding else min(limit, ctx - used)
-        rows.append(Row(ids, text, tok, most, strings, stop_ids, number=i))
+        rows.append(Row(ids, text, tok, most, strings, stop_ids, i, rules))
     return rows

@@ -80,12 +80,29 @@ class Row:
         stops:tuple=(), # strings that end it
         stop_ids:frozenset=frozenset(), # ids that end it
         number:int=0, # its place among the prompts
+        rules:tuple=(), # what else ends it: objects with `look(row)`, which gives None, or (reason, characters to keep)
     ):
         self.prompt_ids, self.prompt, self.tok, self.number = prompt_ids, prompt, tok, number
-        self.limit, self.stops, self.stop_ids = limit, stops, stop_ids
+        self.limit, self.stops, self.stop_ids, self.rules = limit, stops, stop_ids, rules
         self.decoder = tok.stream() if tok is not None else None
         self.ids, self.pieces, self.held, self.tail, self.shown, self.finish = [], [], [], "", 0, None
         self.seconds, self.best, self.score, self.steps = 0.0, (), None, []   # the last three: of some strategies
+        self.began = None                                                # perf_counter() when its first step began
+
+    @property
+    def text(self) -> str:
+        "What was said so far, held back or not."
+        return "".join(self.pieces) + self.tail
+
+    @property
+    def ends(self) -> frozenset: # ids
+        "The tokens that end it."
+        return self.stop_ids | ({self.tok.eos_id} - {None} if self.tok is not None else set())
+
+    def twin(self, **changes) -> "Row":
+        "The same prompt and rules, with nothing said."
+        same = dict(tok=self.tok, limit=self.limit, stops=self.stops, stop_ids=self.stop_ids, number=self.number, rules=self.rules)
+        return Row(self.prompt_ids, self.prompt, **{**same, **changes})
 
     def add(self,
         id:int, # the next token
@@ -109,13 +126,23 @@ class Row:
 
     def _release(self):
         "Let go of what is safe to show."
-        cut = find_stop(self.tail, self.stops) if self.stops else None
-        if cut is not None: self.finish, self.tail = "stop", self.tail[:cut]
+        self._cut()
         safe = len(self.tail) - (0 if self.finish or not self.stops else open_end(self.tail, self.stops))
         while self.held and (self.finish or len(self.held[0][0]) <= safe):
             text, *rest = self.held.pop(0)
             self.pieces.append(Piece(self.tail[:len(text)], *rest, self.tok))
             self.tail, safe = self.tail[len(text):], safe - len(text)
+
+    def _cut(self):
+        "End here if a stop string or a rule says so; what comes first counts."
+        cut = find_stop(self.tail, self.stops) if self.stops else None
+        found = [] if cut is None else [(cut, "stop")]
+        if self.rules and self.finish in (None, "length"):
+            gone, said = len(self.text) - len(self.tail), [r.look(self) for r in self.rules]
+            found += [(len(self.tail) if keep is None else max(0, keep - gone), why) for why, keep in filter(None, said)]
+        if not found: return
+        keep, self.finish = min(found, key=lambda f: f[0])
+        self.tail = self.tail[:keep]
 
     def released(self) -> list: # of `Piece`
         "What can be shown and was not yet asked for."
@@ -138,7 +165,7 @@ class Generation:
     ids: list # the new ids, with the one that ended it
     prompt: str|None # the prompt as text
     prompt_ids: list # and as ids, as the model read it
-    finish_reason: str # "eos", "stop", "length" or "cancelled"
+    finish_reason: str # "eos", "stop", "length", "cancelled", or what a rule says: "time", "sentence", "constraint" ...
     pieces: list = field(default_factory=list, compare=False) # one `Piece` for each id
     seconds: float = field(default=0.0, compare=False) # time in the model and in choosing
     strategy: object = field(default=None, compare=False) # what chose
@@ -146,6 +173,7 @@ class Generation:
     best: tuple = () # the n best, where a strategy has several
     value: float|None = field(default=None, compare=False) # the strategy's own score, where it has one
     steps: list = field(default_factory=list, compare=False) # what a strategy tells of its steps, for display
+    constraint_ms: float|None = field(default=None, compare=False) # mean time for a constraint's mask, in milliseconds
     source: object = field(default=None, compare=False) # (weak reference to the model, tokenizer), for `why`
 
     @property
@@ -194,8 +222,9 @@ def from_row(
     "The reply that a row became."
     prompt = row.prompt if row.prompt is not None or row.tok is None else row.tok.decode(row.prompt_ids)
     text = "".join(row.pieces) if row.tok is not None else None
+    cost = next((r.milliseconds for r in row.rules if hasattr(r, "milliseconds")), None)
     return Generation(text, row.ids, prompt, row.prompt_ids, row.finish, row.pieces, row.seconds,
-                      strategy, seed, tuple(best), row.score, row.steps)
+                      strategy, seed, tuple(best), row.score, row.steps, cost)
 
 # %% ../../nbs/decode/02_reply.ipynb #ed28e1f0
 def _tip(piece):
@@ -204,10 +233,12 @@ def _tip(piece):
     return "\n".join([f"chosen: {100*piece.prob:.1f}%", *(line(*a) for a in piece.alternatives)])
 
 def _footer(g):
-    whys = dict(eos="ended by itself", stop="stopped", length="full length", cancelled="cancelled")
+    whys = dict(eos="ended by itself", stop="stopped", length="full length", time="out of time", sentence="end of a sentence",
+                constraint="nothing more allowed")
     why = whys.get(g.finish_reason, g.finish_reason)
     timed = g.seconds and not is_captured()                    # a stored page keeps no timing
     speed = f" · {g.tokens_per_second:,.0f} tokens/s" if timed else ""
+    if timed and g.constraint_ms is not None: speed += f" · constraint {g.constraint_ms:.2f} ms a token"
     return f"{len(g.ids)} tokens · {why}{speed} · {g.strategy or ''}".rstrip(" ·")
 
 def show_generation(

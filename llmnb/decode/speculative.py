@@ -52,6 +52,8 @@ def leave_early(
     layers:int, # how many of its first layers to use
 ) -> nn.Module: # a model that shares the weights
     "The first layers, the final norm and the head."
+    if not hasattr(type(model), "stacks"):
+        raise TypeError(f"draft = {layers}: leaving early works with llmnb's own models, this is a {type(model).__name__}; give a draft model, or use PromptLookup().")
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers < len(model.layers):
         raise ValueError(f"layers = {layers!r}; expected 1 to {len(model.layers) - 1}, fewer than the model has.")
     with torch.device("meta"): early = type(model)(model.config.replace(layers=layers))
@@ -96,7 +98,8 @@ class _Speculation(Strategy):
 def _speculate(how, s, row, draw):
     chooser = _Chooser(how.base, draw, row, s.vocab)
     with torch.inference_mode():
-        drafter, s.cache = how.drafter(s.model), s.model.new_cache(1)
+        drafter, (s.cache, _) = how.drafter(s.model), s.open_cache(row.prompt_ids)
+        if s.cache is None: raise ValueError("speculation needs a cache, which this model does not have; use Greedy() or Sample().")
         drafter.begin()
     while not row.finish:
         with torch.inference_mode(): _step(how, s, row, chooser, drafter)

@@ -58,7 +58,21 @@ class Draws:
     ):
         "Forget the other rows."
         self.seeds = [self.seeds[i] for i in rows]
+        if not self.seeds: self.generators, self.at = None, self.size   # whoever comes begins anew
         if self.generators: self.generators, self.block = [self.generators[i] for i in rows], self.block[rows]
+
+    def join(self,
+        seeds:list, # of rows that begin now
+    ):
+        "More rows, each at its first number."
+        self.seeds += seeds
+        if not self.generators: return
+        more, left = [torch.Generator().manual_seed(s) for s in seeds], self.size - self.at
+        if left:                                                         # what is gone of this block is not missed
+            darts = [torch.rand(left, dtype=torch.float64, generator=g) for g in more]
+            block = torch.nn.functional.pad(torch.stack(darts), (self.at, 0)).clamp(max=1 - 2**-24)
+            self.block = torch.cat([self.block, block.to(self.block)])
+        self.generators += more
 
 # %% ../../nbs/decode/01_strategies.ipynb #c72ec861
 class Strategy:
