@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['quick_linear', 'quick_product', 'quick_norm', 'turn_inside', 'readable', 'Reader', 'quick', 'quick_head']
 
-# %% ../../nbs/model/11_reader.ipynb #f281b6a3
+# %% ../../nbs/model/11_reader.ipynb #6227dd50
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,7 +19,7 @@ from .norms import RMS
 from .positions import LearnedPositions, Positions, RotaryPositions
 from .transformer import Transformer
 
-# %% ../../nbs/model/11_reader.ipynb #1c77a048
+# %% ../../nbs/model/11_reader.ipynb #7b42f5d6
 def quick_linear(
     m, # a linear layer
 ): # a function (N, K) -> (N, M); the layer itself where it is more than a plain one
@@ -30,7 +30,7 @@ def quick_linear(
 
 def quick_product(w, b=None):
     "x -> x Wᵀ + b."
-    if w.device.type == "cpu" and w.dtype == torch.float32 and _has_onednn():
+    if w.device.type == "cpu" and w.dtype == torch.float32 and w.numel() >= 2**16 and _has_onednn():
         product = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: product(x, w, b, "none", [], "")
     return lambda x: F.linear(x, w, b)
@@ -38,7 +38,7 @@ def quick_product(w, b=None):
 def _has_onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 def _heard(m): return bool(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations"))
 
-# %% ../../nbs/model/11_reader.ipynb #70dfab7d
+# %% ../../nbs/model/11_reader.ipynb #b3759bf2
 def quick_norm(m):
     "A norm as one function."
     if type(m) is RMS and m.cast == "early" and not m.plus_one: return lambda x: F.rms_norm(x, x.shape[-1:], m.weight, m.eps)
@@ -53,7 +53,7 @@ def turn_inside(
     "Turn queries and keys in place."
     torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=x)
 
-# %% ../../nbs/model/11_reader.ipynb #b5abdd65
+# %% ../../nbs/model/11_reader.ipynb #96cd2a3a
 def readable(model) -> bool:
     "Whether a `Reader` knows all parts of this model."
     if type(model) is not Transformer or not model.causal or not model.config.head.words or model.config.arch.pair: return False
@@ -67,7 +67,7 @@ def _plain_block(b):
     whole = a.q_norm is None and a.sinks is None and a.softcap is None and a.causal
     return whole and not any(map(_heard, (b, a, b.mlp, b.norm1, b.norm2)))
 
-# %% ../../nbs/model/11_reader.ipynb #d568104b
+# %% ../../nbs/model/11_reader.ipynb #afd97c9d
 class Reader:
     "Hidden states and logits as the model gives them, by the shortest way that is known."
     def __init__(self,
@@ -110,6 +110,7 @@ class Reader:
         cos, sin, turned = _angles(model.positions, at, x.dtype)
         see, causal = _sight(mask, T, begin, end, ids.device)
         rows = (B, H, T, K) if T > 1 or H == G else (B, G, H // G, K)
+        twice = T == 1 and H == G and x.dtype == torch.bfloat16 and x.device.type == "cpu"   # torch's kernel for one row is 3 times slower
         like = x.new_empty(B, G, 0, K)
         cache._check(like); cache._make_room(like, end)
         new, seen = cache.store[..., begin:end, :].unbind(0), cache.store[..., :end, :].unbind(0)
@@ -119,8 +120,10 @@ class Reader:
             new[layer].copy_(y[:, :, H:].view(B, T, 2, G, K).permute(2, 0, 3, 1, 4))
             k, v = seen[layer].unbind(0)
             q = y[:, :, :H].transpose(1, 2).reshape(rows)
+            if twice: q = q.expand(B, G, 2, K)
             heads = F.scaled_dot_product_attention(q, k, v, attn_mask=see, is_causal=causal, scale=self.scale,
                                                    enable_gqa=H != G and T > 1)
+            if twice: heads = heads[:, :, :1]
             x = x + o(heads.reshape(B, H, T, K).transpose(1, 2).reshape(B * T, H * K))
             h = up(norm2(x))
             if gated: gate, h = h.chunk(2, -1); h = act(gate) * h
@@ -129,7 +132,7 @@ class Reader:
         cache.length = end
         return self.norm(x).view(B, T, -1)
 
-# %% ../../nbs/model/11_reader.ipynb #e8f84e71
+# %% ../../nbs/model/11_reader.ipynb #17796b63
 def quick(model):
     "A `Reader` of the model where it is readable, else the model itself."
     return Reader(model) if readable(model) else model
