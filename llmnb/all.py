@@ -5,18 +5,23 @@
 # %% auto #0
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
-           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'generate', 'stream',
-           'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
-           'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
-           'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'Dashboard',
-           'show_run', 'playground', 'Playground']
+           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'launch', 'sweep',
+           'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
+           'ContrastWith', 'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex',
+           'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree',
+           'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
+           'metric', 'quantize', 'save_quantized', 'load_quantized', 'Dashboard', 'show_run', 'playground',
+           'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
 from .decode.beam import Beam
 from .decode.constrain import Choice, Grammar, JSONSchema, Regex
+from .decode.chat import Chat
 from .decode.contrast import Contrastive, ContrastWith, Guided, best_of, majority
+from .decode.fill import fill, refine
 from .decode.generate import Generation, generate, stream
+from .decode.pictures import Tree, beam_tree, speculation_strip
 from .decode.speculative import PromptLookup, Speculative
 from .decode.stopping import Seconds, Sentences
 from .decode.strategies import Greedy, Sample
@@ -32,10 +37,13 @@ from .notebook.frames import show_run
 from .notebook.playground import Playground, playground
 from .plugins import registry
 from .settings import settings
+from .shrink.quantize import load_quantized, quantize, save_quantized
 from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
 from .text.tokenizer import Tokenizer
 from .train.callbacks import Callback
+from .train.launch import launch
+from .train.sweep import Between, Sweep, sweep
 from .train.trainer import Trainer
 
 # %% ../nbs/notebook/05_all.ipynb #5dbdf71b
@@ -44,10 +52,12 @@ _all_ = [
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
     "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
-    "Trainer", "Callback",                                                                                          # train
+    "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
+    "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
     "metric",                                                                                                       # measure
+    "quantize", "save_quantized", "load_quantized",                                                                 # shrink
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
 ]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['quick_linear', 'quick_product', 'quick_norm', 'turn_inside', 'readable', 'Reader', 'quick', 'quick_head']
 
-# %% ../../nbs/model/11_reader.ipynb #6227dd50
+# %% ../../nbs/model/11_reader.ipynb #c9d0e105
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,7 +19,7 @@ from .norms import RMS
 from .positions import LearnedPositions, Positions, RotaryPositions
 from .transformer import Transformer
 
-# %% ../../nbs/model/11_reader.ipynb #7b42f5d6
+# %% ../../nbs/model/11_reader.ipynb #e2bf26be
 def quick_linear(
     m, # a linear layer
 ): # a function (N, K) -> (N, M); the layer itself where it is more than a plain one
@@ -38,10 +38,11 @@ def quick_product(w, b=None):
 def _has_onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 def _heard(m): return bool(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations"))
 
-# %% ../../nbs/model/11_reader.ipynb #b3759bf2
+# %% ../../nbs/model/11_reader.ipynb #6d1f4161
 def quick_norm(m):
     "A norm as one function."
-    if type(m) is RMS and m.cast == "early" and not m.plus_one: return lambda x: F.rms_norm(x, x.shape[-1:], m.weight, m.eps)
+    early = type(m) is RMS and m.cast == "early" and not m.plus_one
+    if early: return lambda x: F.rms_norm(x, x.shape[-1:], m.weight, m.eps)
     if type(m) is nn.LayerNorm: return lambda x: F.layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps)
     return m
 
@@ -53,7 +54,7 @@ def turn_inside(
     "Turn queries and keys in place."
     torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=x)
 
-# %% ../../nbs/model/11_reader.ipynb #96cd2a3a
+# %% ../../nbs/model/11_reader.ipynb #92dab705
 def readable(model) -> bool:
     "Whether a `Reader` knows all parts of this model."
     if type(model) is not Transformer or not model.causal or not model.config.head.words or model.config.arch.pair: return False
@@ -67,7 +68,7 @@ def _plain_block(b):
     whole = a.q_norm is None and a.sinks is None and a.softcap is None and a.causal
     return whole and not any(map(_heard, (b, a, b.mlp, b.norm1, b.norm2)))
 
-# %% ../../nbs/model/11_reader.ipynb #afd97c9d
+# %% ../../nbs/model/11_reader.ipynb #96f29dd6
 class Reader:
     "Hidden states and logits as the model gives them, by the shortest way that is known."
     def __init__(self,
@@ -110,7 +111,8 @@ class Reader:
         cos, sin, turned = _angles(model.positions, at, x.dtype)
         see, causal = _sight(mask, T, begin, end, ids.device)
         rows = (B, H, T, K) if T > 1 or H == G else (B, G, H // G, K)
-        twice = T == 1 and H == G and x.dtype == torch.bfloat16 and x.device.type == "cpu"   # torch's kernel for one row is 3 times slower
+        cpu16 = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        twice = cpu16 and T == 1 and H == G                               # torch's kernel is three times slower for one row
         like = x.new_empty(B, G, 0, K)
         cache._check(like); cache._make_room(like, end)
         new, seen = cache.store[..., begin:end, :].unbind(0), cache.store[..., :end, :].unbind(0)
@@ -132,7 +134,7 @@ class Reader:
         cache.length = end
         return self.norm(x).view(B, T, -1)
 
-# %% ../../nbs/model/11_reader.ipynb #17796b63
+# %% ../../nbs/model/11_reader.ipynb #84d8810d
 def quick(model):
     "A `Reader` of the model where it is readable, else the model itself."
     return Reader(model) if readable(model) else model

@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'round_rows', 'round_groups', 'ungroup', 'Packed', 'Int8', 'Int4', 'DynamicInt8', 'Laid', 'PackedEmbedding',
            'PackedHead', 'QuantizeError', 'quantize', 'size_of', 'save_quantized', 'load_quantized']
 
-# %% ../../nbs/shrink/00_quantize.ipynb #850634d0
+# %% ../../nbs/shrink/00_quantize.ipynb #9f408566
 import copy, json, os, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..model.loss import cap_logits
 from ..model.transformer import Transformer
 from ..plugins import did_you_mean
 
-# %% ../../nbs/shrink/00_quantize.ipynb #5e818e9b
+# %% ../../nbs/shrink/00_quantize.ipynb #6672065b
 def round_rows(
     w:torch.Tensor, # (N, K)
 ) -> tuple: # int8 (N, K), scales (N,)
@@ -46,7 +46,7 @@ def ungroup(q, scale, zero):
     group = q.shape[1] // scale.shape[1]
     return ((q.unflatten(1, (-1, group)) - 8) * scale[..., None] + zero[..., None]).flatten(1)
 
-# %% ../../nbs/shrink/00_quantize.ipynb #f149391e
+# %% ../../nbs/shrink/00_quantize.ipynb #6662eb7e
 class Packed(nn.Module):
     "A linear layer in another form. Subclasses say `pack`, `unpack` and `direct`."
     form = "" # its name
@@ -79,7 +79,7 @@ class Packed(nn.Module):
 
     def extra_repr(self): return f"in_features={self.in_features}, out_features={self.out_features}, {self.form}"
 
-# %% ../../nbs/shrink/00_quantize.ipynb #d86ba9bf
+# %% ../../nbs/shrink/00_quantize.ipynb #29b41d4c
 class Int8(Packed):
     "Eight bits a weight, a scale a row; products in bfloat16."
     form = "int8"
@@ -93,7 +93,7 @@ class Int8(Packed):
         if b is None: return lambda x: torch._weight_int8pack_mm(x.bfloat16(), q, scale).to(x.dtype)
         return lambda x: torch._weight_int8pack_mm(x.bfloat16(), q, scale).to(x.dtype) + b
 
-# %% ../../nbs/shrink/00_quantize.ipynb #efb3d186
+# %% ../../nbs/shrink/00_quantize.ipynb #c31e09e9
 class Int4(Packed):
     "Four bits a weight, a scale and a zero for each 32; products in bfloat16."
     form = "int4"
@@ -115,11 +115,12 @@ class Int4(Packed):
     @property
     def nbytes(self): return self.tensors["packed"].nbytes + self.tensors["grid"].nbytes
     def direct(self):
-        product, packed, grid, b = torch.ops.aten._weight_int4pack_mm_for_cpu.default, self.tensors["packed"], self.tensors["grid"], self.bias
+        product, b = torch.ops.aten._weight_int4pack_mm_for_cpu.default, self.bias
+        packed, grid = self.tensors["packed"], self.tensors["grid"]
         if b is None: return lambda x: product(x.bfloat16(), packed, 32, grid).to(x.dtype)
         return lambda x: product(x.bfloat16(), packed, 32, grid).to(x.dtype) + b
 
-# %% ../../nbs/shrink/00_quantize.ipynb #c537512a
+# %% ../../nbs/shrink/00_quantize.ipynb #ccfbfaab
 @contextmanager
 def _engine(name):
     before = torch.backends.quantized.engine
@@ -149,8 +150,8 @@ class DynamicInt8(Packed):
     @staticmethod
     def pack(w): return dict(zip(("numbers", "scale"), round_rows(w)))
     def ready(self):
-        self.prepacked, self.bytes = _prepack(self.tensors["numbers"], self.tensors["scale"]), sum(t.nbytes for t in self.tensors.values())
-        self.tensors = {}
+        self.bytes = sum(t.nbytes for t in self.tensors.values())
+        self.prepacked, self.tensors = _prepack(self.tensors["numbers"], self.tensors["scale"]), {}
     def numbers(self):
         "Back from FBGEMM's order."
         with _engine("fbgemm"): w = torch.ops.quantized.linear_unpack(self.prepacked)[0]
@@ -165,7 +166,7 @@ class DynamicInt8(Packed):
             return y if b is None else y + b
         return call
 
-# %% ../../nbs/shrink/00_quantize.ipynb #1f5c7c34
+# %% ../../nbs/shrink/00_quantize.ipynb #d35fe10f
 class Laid(Packed):
     "The same numbers in oneDNN's order."
     form = "packed"
@@ -183,7 +184,7 @@ class Laid(Packed):
 
 FORMS = {c.form: c for c in (Int8, Int4, DynamicInt8, Laid)}
 
-# %% ../../nbs/shrink/00_quantize.ipynb #29fbcc36
+# %% ../../nbs/shrink/00_quantize.ipynb #8ac4e289
 class PackedEmbedding(nn.Module):
     "Word vectors in eight bits."
     def __init__(self, numbers, scale, dtype):
@@ -199,6 +200,12 @@ class PackedEmbedding(nn.Module):
     def forward(self, ids): return torch.embedding(self.numbers, ids) * torch.embedding(self.scale, ids)
     def _save_to_state_dict(self, destination, prefix, keep_vars): destination[prefix + "weight"] = self.weight
 
+def _ordinary_name(head, state, prefix, meta):
+    "As an ordinary head: without the layer inside, and without a matrix where it is the embedding's."
+    for part in ("weight", "bias"):
+        t = state.pop(f"{prefix}linear.{part}", None)
+        if t is not None and not (head.tied and part == "weight"): state[prefix + part] = t
+
 class PackedHead(WordHead):
     "A head for words whose matrix is a packed layer."
     packed = True # the embedding's own matrix is not asked for
@@ -207,12 +214,13 @@ class PackedHead(WordHead):
         self.softcap, self.scale, self.dense, self.norm, self.linear = head.softcap, head.scale, head.dense, head.norm, linear
         if head.dense is not None: self.act = head.act
         self.tied = head.weight is None
+        self._register_state_dict_hook(_ordinary_name)
     bias, weight = property(lambda self: self.linear.bias), property(lambda self: self.linear.weight)
     @property
     def direct(self):
         "The product alone, where there is nothing else."
-        if self.dense is not None or self.softcap is not None or self.scale is not None: raise AttributeError("direct")
-        return self.linear.direct
+        if self.dense is None and self.softcap is None and self.scale is None: return self.linear.direct
+        raise AttributeError("direct")
     def matrix(self, embed=None): return self.linear.weight
     def forward(self, x, embed=None, mask=None): return cap_logits(self.linear(self.bend(x)), self.softcap)
     def loss(self, x, labels, embed=None, mask=None, smoothing=0.0, zloss=0.0):
@@ -221,7 +229,7 @@ class PackedHead(WordHead):
         pieces = zip(rows.split(256), labels.split(256))
         return sum(F.cross_entropy(self(a).float(), b, reduction="sum", label_smoothing=smoothing) for a, b in pieces)
 
-# %% ../../nbs/shrink/00_quantize.ipynb #5ec74cf3
+# %% ../../nbs/shrink/00_quantize.ipynb #13918ad2
 class QuantizeError(LLMNBError, ValueError):
     "A model that cannot be packed like that."
 
@@ -249,14 +257,17 @@ def _pack(w, bias, how):
 
 def _copy(model):
     "A copy that does not copy what will be replaced."
-    shared = [m.weight for m in model.modules() if type(m) in (nn.Linear, nn.Embedding)]
-    return copy.deepcopy(model, {id(p): p for p in shared} | ({id(model.head.weight): model.head.weight} if getattr(model.head, "weight", None) is not None else {}))
+    shared = [m.weight for m in model.modules() if type(m) is nn.Linear] + [model.embed.weight]
+    if getattr(model.head, "weight", None) is not None: shared.append(model.head.weight)
+    return copy.deepcopy(model, {id(p): p for p in shared})
 
 def _check(model, how):
     if how not in FORMS: raise QuantizeError(f"how = {how!r}; expected {', '.join(FORMS)}.{did_you_mean(str(how), FORMS)}")
     if not isinstance(model, Transformer): raise TypeError(f"model is a {type(model).__name__}; expected a Transformer.")
-    if getattr(model, "packing", None): raise QuantizeError(f"the model is packed already ({model.packing}); quantize the original.")
-    if model.device.type != "cpu": raise QuantizeError(f"the model is on {model.device}, but these kernels are the CPU's: model.cpu() first.")
+    if getattr(model, "packing", None):
+        raise QuantizeError(f"the model is packed already ({model.packing}); quantize the original.")
+    if model.device.type != "cpu":
+        raise QuantizeError(f"the model is on {model.device}, but these kernels are the CPU's: model.cpu() first.")
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise QuantizeError(f"the model is {model.dtype}; expected float32 or bfloat16: model.float() first.")
 
@@ -266,7 +277,7 @@ def size_of(model) -> int: # bytes
     own = {p.data_ptr(): p.nbytes for p in model.parameters()}
     return sum(own.values()) + sum(m.nbytes for m in packed)
 
-# %% ../../nbs/shrink/00_quantize.ipynb #a3cd43d0
+# %% ../../nbs/shrink/00_quantize.ipynb #1ef2864a
 def save_quantized(
     model, # from `quantize`
     folder, # made if need be; a folder that is there is replaced file by file
@@ -280,7 +291,8 @@ def save_quantized(
         if isinstance(m, Packed): tensors |= {f"{name}.{m.form}.{k}": t.contiguous() for k, t in _parts(m).items()}
     tensors |= {n: p.detach().contiguous() for n, p in model.named_parameters()}
     folder.mkdir(parents=True, exist_ok=True)
-    said = dict(llmnb=model.config.to_dict(), packing=model.packing, dtype=str(model.norm.weight.dtype).split(".")[-1] if hasattr(model.norm, "weight") else "float32")
+    kept = next((p.dtype for p in model.parameters()), torch.float32)
+    said = dict(llmnb=model.config.to_dict(), packing=model.packing, dtype=str(kept).split(".")[-1])
     def put(name, write): write(folder / f".{name}.tmp"); os.replace(folder / f".{name}.tmp", folder / name)
     put("model.safetensors", lambda f: save_file(tensors, f))
     put("config.json", lambda f: f.write_text(json.dumps(said, indent=1)))
@@ -312,8 +324,9 @@ def load_quantized(
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json; expected a folder that save_quantized wrote.")
     said, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    tensors = {k: t.clone() for k, t in tensors.items()}                              # the kernels want them at even addresses
-    if "packing" not in said: raise QuantizeError(f"{folder} holds a model that is not quantized; use load_model({str(folder)!r}).")
+    tensors = {k: t.clone() for k, t in tensors.items()}                 # the kernels want them at even addresses
+    if "packing" not in said:
+        raise QuantizeError(f"{folder} holds a model that is not quantized; use load_model({str(folder)!r}).")
     model = _empty(TransformerConfig.from_json(said["llmnb"]), getattr(torch, said["dtype"]))
     found = {}
     for key in [k for k in tensors if k.rsplit(".", 2)[-2] in FORMS]:
@@ -334,6 +347,7 @@ def load_quantized(
 def _empty(config, dtype):
     "A model of this shape in which only the tables of positions are real."
     with torch.device("meta"): model = Transformer(config).to(dtype)
-    real = [(m, config) for m in model.modules() if hasattr(m, "_make") or hasattr(m, "make")]
-    for m, _ in real: m.table = (m._make("cpu") if hasattr(m, "_make") else m.make().to(dtype))
+    for m in model.modules():
+        if hasattr(m, "_make"): m.table = m._make("cpu")
+        elif hasattr(m, "make"): m.table = m.make().to(dtype)
     return model
