@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['quick_linear', 'quick_product', 'quick_norm', 'turn_inside', 'readable', 'Reader', 'quick', 'quick_head']
 
-# %% ../../nbs/model/11_reader.ipynb #c9d0e105
+# %% ../../nbs/model/11_reader.ipynb #01667b4f
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,7 +19,7 @@ from .norms import RMS
 from .positions import LearnedPositions, Positions, RotaryPositions
 from .transformer import Transformer
 
-# %% ../../nbs/model/11_reader.ipynb #e2bf26be
+# %% ../../nbs/model/11_reader.ipynb #c00bde54
 def quick_linear(
     m, # a linear layer
 ): # a function (N, K) -> (N, M); the layer itself where it is more than a plain one
@@ -38,7 +38,7 @@ def quick_product(w, b=None):
 def _has_onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 def _heard(m): return bool(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations"))
 
-# %% ../../nbs/model/11_reader.ipynb #6d1f4161
+# %% ../../nbs/model/11_reader.ipynb #f9d234dd
 def quick_norm(m):
     "A norm as one function."
     early = type(m) is RMS and m.cast == "early" and not m.plus_one
@@ -54,7 +54,7 @@ def turn_inside(
     "Turn queries and keys in place."
     torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=x)
 
-# %% ../../nbs/model/11_reader.ipynb #92dab705
+# %% ../../nbs/model/11_reader.ipynb #7f3f4b4f
 def readable(model) -> bool:
     "Whether a `Reader` knows all parts of this model."
     if type(model) is not Transformer or not model.causal or not model.config.head.words or model.config.arch.pair: return False
@@ -68,7 +68,7 @@ def _plain_block(b):
     whole = a.q_norm is None and a.sinks is None and a.softcap is None and a.causal
     return whole and not any(map(_heard, (b, a, b.mlp, b.norm1, b.norm2)))
 
-# %% ../../nbs/model/11_reader.ipynb #96f29dd6
+# %% ../../nbs/model/11_reader.ipynb #2cd4124c
 class Reader:
     "Hidden states and logits as the model gives them, by the shortest way that is known."
     def __init__(self,
@@ -100,7 +100,7 @@ class Reader:
     def unembed(self, x, mask=None):
         "As `model.unembed`."
         if self.last is None or self.model.taps or _graded(self.model): return self.model.unembed(x, mask)
-        return self.last(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        return self.last(x.flatten(0, -2).contiguous()).view(*x.shape[:-1], -1)
 
     def _read(self, ids, mask, cache):
         model, (B, T), begin = self.model, ids.shape, cache.length
@@ -134,7 +134,7 @@ class Reader:
         cache.length = end
         return self.norm(x).view(B, T, -1)
 
-# %% ../../nbs/model/11_reader.ipynb #84d8810d
+# %% ../../nbs/model/11_reader.ipynb #a7c32baa
 def quick(model):
     "A `Reader` of the model where it is readable, else the model itself."
     return Reader(model) if readable(model) else model

@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'round_rows', 'round_groups', 'ungroup', 'Packed', 'Int8', 'Int4', 'DynamicInt8', 'Laid', 'PackedEmbedding',
            'PackedHead', 'QuantizeError', 'quantize', 'size_of', 'save_quantized', 'load_quantized']
 
-# %% ../../nbs/shrink/00_quantize.ipynb #246e402d
+# %% ../../nbs/shrink/00_quantize.ipynb #d0387f49
 import copy, json, os, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..model.loss import cap_logits
 from ..model.transformer import Transformer
 from ..plugins import did_you_mean
 
-# %% ../../nbs/shrink/00_quantize.ipynb #f31ce82d
+# %% ../../nbs/shrink/00_quantize.ipynb #ef9abe07
 def round_rows(
     w:torch.Tensor, # (N, K)
 ) -> tuple: # int8 (N, K), scales (N,)
@@ -46,7 +46,7 @@ def ungroup(q, scale, zero):
     group = q.shape[1] // scale.shape[1]
     return ((q.unflatten(1, (-1, group)) - 8) * scale[..., None] + zero[..., None]).flatten(1)
 
-# %% ../../nbs/shrink/00_quantize.ipynb #3ccdd7da
+# %% ../../nbs/shrink/00_quantize.ipynb #a78c09aa
 class Packed(nn.Module):
     "A linear layer in another form. Subclasses say `pack`, `unpack` and `direct`."
     form = "" # its name
@@ -71,7 +71,7 @@ class Packed(nn.Module):
     @property
     def nbytes(self): return sum(t.nbytes for t in self.tensors.values()) + (0 if self.bias is None else self.bias.nbytes)
 
-    def forward(self, x): return self.direct()(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+    def forward(self, x): return self.direct()(x.flatten(0, -2).contiguous()).view(*x.shape[:-1], -1)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         destination[prefix + "weight"] = self.weight
@@ -79,7 +79,7 @@ class Packed(nn.Module):
 
     def extra_repr(self): return f"in_features={self.in_features}, out_features={self.out_features}, {self.form}"
 
-# %% ../../nbs/shrink/00_quantize.ipynb #6030a934
+# %% ../../nbs/shrink/00_quantize.ipynb #0752a160
 class Int8(Packed):
     "Eight bits a weight, a scale a row; products in bfloat16."
     form = "int8"
@@ -93,7 +93,7 @@ class Int8(Packed):
         if b is None: return lambda x: torch._weight_int8pack_mm(x.bfloat16(), q, scale).to(x.dtype)
         return lambda x: torch._weight_int8pack_mm(x.bfloat16(), q, scale).to(x.dtype) + b
 
-# %% ../../nbs/shrink/00_quantize.ipynb #ded47319
+# %% ../../nbs/shrink/00_quantize.ipynb #1416a0ee
 class Int4(Packed):
     "Four bits a weight, a scale and a zero for each 32; products in bfloat16."
     form = "int4"
@@ -120,7 +120,7 @@ class Int4(Packed):
         if b is None: return lambda x: product(x.bfloat16(), packed, 32, grid).to(x.dtype)
         return lambda x: product(x.bfloat16(), packed, 32, grid).to(x.dtype) + b
 
-# %% ../../nbs/shrink/00_quantize.ipynb #fd0af2a6
+# %% ../../nbs/shrink/00_quantize.ipynb #4d264878
 @contextmanager
 def _engine(name):
     before = torch.backends.quantized.engine
@@ -166,7 +166,7 @@ class DynamicInt8(Packed):
             return y if b is None else y + b
         return call
 
-# %% ../../nbs/shrink/00_quantize.ipynb #4db7d22a
+# %% ../../nbs/shrink/00_quantize.ipynb #7d45fb75
 class Laid(Packed):
     "The same numbers in oneDNN's order."
     form = "packed"
@@ -184,7 +184,7 @@ class Laid(Packed):
 
 FORMS = {c.form: c for c in (Int8, Int4, DynamicInt8, Laid)}
 
-# %% ../../nbs/shrink/00_quantize.ipynb #1e2c78e1
+# %% ../../nbs/shrink/00_quantize.ipynb #910f7fd9
 class PackedEmbedding(nn.Module):
     "Word vectors in eight bits."
     def __init__(self, numbers, scale, dtype):
@@ -229,7 +229,7 @@ class PackedHead(WordHead):
         pieces = zip(rows.split(256), labels.split(256))
         return sum(F.cross_entropy(self(a).float(), b, reduction="sum", label_smoothing=smoothing) for a, b in pieces)
 
-# %% ../../nbs/shrink/00_quantize.ipynb #be2598e2
+# %% ../../nbs/shrink/00_quantize.ipynb #40481aa9
 class QuantizeError(LLMNBError, ValueError):
     "A model that cannot be packed like that."
 
@@ -277,7 +277,7 @@ def size_of(model) -> int: # bytes
     own = {p.data_ptr(): p.nbytes for p in model.parameters()}
     return sum(own.values()) + sum(m.nbytes for m in packed)
 
-# %% ../../nbs/shrink/00_quantize.ipynb #c8ea53bf
+# %% ../../nbs/shrink/00_quantize.ipynb #e346bbfd
 def save_quantized(
     model, # from `quantize`
     folder, # made if need be; a folder that is there is replaced file by file

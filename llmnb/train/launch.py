@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from ..device import pick_device, pick_ui
 from ..settings import did_you_mean, settings
 from .callbacks import load_callbacks
-from .ranks import RankError, rows_each
+from .ranks import RankError, check_divided, rows_each
 from .run import RunError, check_writable, locked, newest, read_log, shown, step_of
 from .state import TrainingError, load_weights
 from .trainer import _recipes
@@ -157,6 +157,7 @@ def check_launch(t, size, fsdp) -> None:
         raise RankError(f"a {type(t.model).__name__} cannot be made again from a folder; launch(function, processes={size}) "
                         "trains it where the function makes model, data and Trainer, and calls fit().")
     if not getattr(t.data, "path", None): raise RankError("the data is in no folder; TextData.pack(texts, tok, path=...) makes one.")
+    if fsdp: check_divided(t.callbacks)
     if fsdp and t.config.dtype == "float16": raise RankError("dtype = float16 does not go with strategy='fsdp'; use bfloat16.")
 
 def catch_up(
