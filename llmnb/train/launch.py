@@ -6,7 +6,7 @@
 __all__ = ['LOST', 'meeting_place', 'environment', 'Team', 'what_happened', 'lay_out', 'check_launch', 'catch_up', 'launch']
 
 # %% ../../nbs/train/07b_launch.ipynb #49d83d14
-import os, queue, signal, socket, subprocess, sys, tempfile, threading, time
+import os, queue, signal, socket, subprocess, sys, tempfile, threading, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,7 +175,11 @@ def catch_up(
 def _launch_trainer(t, size, fsdp, env):
     check_launch(t, size, fsdp)
     lay_out(t)
-    list(_recipes(t.run, t.folder.config))
+    said = t.folder.config
+    list(_recipes(t.run, said))
+    if left := said.get("callbacks_not_stored"):
+        warnings.warn(f"the processes train without {', '.join(left)}: a folder cannot name them. Launch a function that makes "
+                      "the Trainer with them.", stacklevel=3)
     store, port = meeting_place()
     team = Team([sys.executable, "-m", "llmnb.train", str(t.run)], size, env(port))
     try: team.watch()
