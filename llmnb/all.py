@@ -10,7 +10,9 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'ContrastWith', 'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex',
            'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree',
            'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
-           'metric', 'Dashboard', 'show_run', 'playground', 'Playground']
+           'metric', 'score', 'Score', 'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports',
+           'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
+           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'Dashboard', 'show_run', 'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -26,8 +28,14 @@ from .decode.stopping import Seconds, Sentences
 from .decode.strategies import Greedy, Sample
 from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
+from .measure.choosing import Cloze, Classifying, LanguageModelling, MultipleChoice, SpanAnswering
 from .measure.metrics import metric
 from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, perplexity, unigram_baseline
+from .measure.report import compare_reports, load_report, save_report
+from .measure.sandbox import run_code
+from .measure.scoring import Score, score
+from .measure.surprise import token_losses
+from .measure.tasks import Answering, CodeWriting, Conversing, Summarization, Translation
 from .model.config import TransformerConfig
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
@@ -55,6 +63,8 @@ _all_ = [
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
     "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
-    "metric",                                                                                                       # measure
+    "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
+    "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
+    "CodeWriting", "Conversing",                                   # measure
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
 ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from .generate import Generation, stream
 from .session import Kept, is_pair
+from .stopping import as_list
 from .strategies import Greedy, pick_strategy
 from ..display import Static, escape
 from ..settings import settings
@@ -60,7 +61,7 @@ class Chat:
         if tok is None: raise ValueError("Chat needs a tokenizer: it writes the conversation.")
         self.model, self.tok, self.strategy, self.max_new_tokens = model, tok, pick_strategy(strategy), max_new_tokens
         self.seed, self.forget, self.template, self.variables = settings.seed if seed is None else seed, forget, template, variables
-        self.stop = [*([stop] if isinstance(stop, (str, int)) or callable(stop) else stop), *_ends(tok, template)]
+        self.stop = [*as_list(stop), *_ends(tok, template)]
         self.turns, self.kept, self.replies, self.forgotten, self.busy = [], Kept(), 0, 0, None
         if system: self.turns.append(Turn("system", system))
 
@@ -129,8 +130,7 @@ class Chat:
         ids, forgotten = self._fit(turns)
         how = dict(strategy=self.strategy, max_new_tokens=self.max_new_tokens, seed=self.seed + self.replies, kept=self.kept, **{
             k: v for k, v in options.items() if k not in ("strategy", "max_new_tokens", "seed", "stop")})
-        stop = options.get("stop", ())
-        how["stop"] = [*([stop] if isinstance(stop, (str, int)) or callable(stop) else stop), *self.stop]
+        how["stop"] = [*as_list(options.get("stop")), *self.stop]
         pieces = stream(self.model, self.tok, ids, **{**how, **{k: options[k] for k in ("strategy", "max_new_tokens", "seed") if k in options}})
         self.turns, self.forgotten, self.replies = turns, forgotten, self.replies + 1
         self.busy = Reply(self, pieces)

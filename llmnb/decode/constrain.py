@@ -129,7 +129,7 @@ class Guide:
         constraint:Constraint,
         tok, # whose tokens
         ends:frozenset=frozenset(), # ids that end a reply, allowed where it may end
-        keep:int=1024, # states to remember
+        keep:int=64, # states to remember; more for a large batch
     ):
         self.constraint, self.tok, self.ends, self.keep = constraint, tok, ends, keep
         self.masks, self.seconds, self.states, self.open = 0, 0.0, OrderedDict(), {}
@@ -206,6 +206,7 @@ class Guide:
         return self.accepting(ids) and not any(i not in self.ends for i in mask.nonzero().flatten().tolist()[:len(self.ends) + 1])
 
     def __call__(self, logits, history):
+        self.keep = max(self.keep, 4 * len(logits))
         mask = torch.stack([self.allowed(tuple(i for i in r if i >= 0)) for r in history.new.tolist()])
         return logits.masked_fill(~mask[:, :logits.shape[-1]].to(logits.device), -torch.inf)
 
@@ -219,6 +220,8 @@ class Guide:
         "Where the decoder may rewrite a text, whether it still fits."
         if not matches(self.constraint, row.text):
             raise ConstraintError(f"{self!r}: the tokenizer writes this reply as {row.text!r}, which does not fit; a byte-level tokenizer has no such trouble.")
+
+    def __reduce__(self): return Guide, (self.constraint, self.tok, self.ends, self.keep)     # the engine's state is made anew
 
     @property
     def milliseconds(self) -> float:
