@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
-           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'launch', 'sweep',
-           'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
+           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt',
+           'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Trainer', 'Callback', 'launch',
+           'sweep', 'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
            'ContrastWith', 'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex',
            'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree',
            'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
@@ -36,7 +37,11 @@ from .measure.sandbox import run_code
 from .measure.scoring import Score, score
 from .measure.surprise import token_losses
 from .measure.tasks import Answering, CodeWriting, Conversing, Summarization, Translation
+from .model.adapter import adapt
 from .model.config import TransformerConfig
+from .model.drawing import draw
+from .model.heads import ClassHead, MaskedLMHead, SentenceHead, SpanHead, TokenClassHead
+from .model.plan import choose, plan
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
 from .notebook.dashboard import Dashboard
@@ -57,7 +62,8 @@ _all_ = [
     "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
-    "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
+    "TransformerConfig", "Transformer", "load_model", "save_model", "plan", "choose", "draw", "adapt",              # model
+    "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
     "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
