@@ -68,9 +68,11 @@ def _check_prompt(ids, model, ctx, sliding, name):
 def _check_model(model):
     arch = getattr(getattr(model, "config", None), "arch", None)
     if type(model).__module__.startswith("transformers."):
-        raise TypeError(f"model is a {type(model).__name__} of transformers; give it llmnb's face first: adapt(model), from llmnb.model.adapter.")
+        raise TypeError(f"model is a {type(model).__name__} of transformers; give it llmnb's face first: adapt(model), "
+                        f"from llmnb.model.adapter.")
     if arch is not None and not arch.causal:
-        raise TypeError(f"this model has arch = {arch}, which writes nothing new; expected a decoder. For the hidden words of a text: fill(model, tok, text).")
+        raise TypeError(f"this model has arch = {arch}, which writes nothing new; expected a decoder. For the hidden "
+                        f"words of a text: fill(model, tok, text).")
 
 def _check_tok(tok, model):
     if tok is None: return
