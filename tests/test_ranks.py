@@ -20,6 +20,7 @@ from llmnb.train.launch import Team, launch
 from llmnb.train.ranks import RankError, Ranks, lost, rounds, rows_each
 from llmnb.train.run import damage, newest, read_log, step_of
 from llmnb.train.shards import in_shards, merge
+from llmnb.train.state import TrainingError
 from llmnb.train.trainer import Trainer
 
 WORDS = "the king of winter speaks no word to us and all his ships are gone with summer wind".split()
@@ -167,14 +168,20 @@ def test_a_killed_process_ends_the_run_with_a_checkpoint(rank, datas, two, tmp_p
     assert read_log(t.run) == back.rows
 
 
-def test_an_interrupt_stops_all_with_a_checkpoint(datas, tmp_path, monkeypatch):
-    t, asked = make(datas["text"], tmp_path/"run", steps=1900, valid_every=1900, save_every=1900), []
+def test_an_interrupt_stops_all_and_a_killed_one_is_named(datas, tmp_path, monkeypatch):
+    t, asked, teams = make(datas["text"], tmp_path/"run", steps=1900, valid_every=1900, save_every=30), [], []
     def show(self, real=Team._show):
-        real(self)
-        if not asked and len(read_log(t.run)) > 20: asked.append(1); raise KeyboardInterrupt
+        real(self); teams.append(self)
+        n = len(read_log(t.run))
+        if not asked and n > 20: asked.append(n); raise KeyboardInterrupt
+        if len(asked) == 1 and n > t.step + 40: asked.append(n); self.members[1].kill()
     monkeypatch.setattr(Team, "_show", show)
     assert launch(t, 2) is t
     assert t.state == "stopped" and 20 < t.step < 1900 and step_of(newest(t.folder)) == t.step == len(curve(t)[0])
+    with pytest.raises(TrainingError, match=r"process 1 of 2 was ended by SIGKILL\. The last checkpoint is .*launch\(trainer, processes=2\)"):
+        launch(t, 2, strategy="fsdp")
+    assert t.state == "failed" and step_of(newest(t.folder)) == t.step > asked[0] and not alive(p.pid for p in teams[-1].members)
+    assert in_shards(newest(t.folder)) and len(asked) == 2              # the model came into this process from its parts
 
 
 # ---- what goes wrong is said
@@ -206,6 +213,13 @@ def test_a_model_without_a_folder_cannot_be_launched(datas, tmp_path):
     t = Trainer(Own(), TextData.open(datas["text"]), steps=2, run=tmp_path/"run", dtype="float32", lr=1e-3)
     with pytest.raises(RankError, match="launch\\(function"): launch(t, 2)
     with pytest.raises(TypeError, match="expected a Trainer or a function"): launch(7)
+
+
+def test_callbacks_that_swap_weights_do_not_go_with_parts(datas, tmp_path):
+    class Average(Callback):
+        def during_valid(self, t): ...
+    t = make(datas["text"], tmp_path/"run", callbacks=[Average()])
+    with pytest.raises(RankError, match="Average changes the weights.*use strategy='ddp'"): launch(t, 2, strategy="fsdp")
 
 
 def test_a_lost_peer_is_told_from_other_errors(monkeypatch):
@@ -279,7 +293,46 @@ def test_what_is_no_file_and_no_run(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1 and "has no run.json" in capsys.readouterr().err
 
 
-# ---- slow: four processes, the shell
+# ---- slow: a real kernel, four processes, the shell
+
+@pytest.mark.slow
+def test_in_a_kernel_an_interrupt_reaches_the_cell_and_its_death_ends_the_processes(datas, tmp_path):
+    from jupyter_client.manager import start_new_kernel
+    run = tmp_path/"run"
+    km, kc = start_new_kernel(kernel_name="python3", env={**os.environ, "LLMNB_UI": "text", "PYTHONPATH": str(Path(__file__).parent.parent)})
+    def said(msg_id):
+        while True:
+            m = kc.get_iopub_msg(timeout=240)
+            if m["parent_header"].get("msg_id") != msg_id: continue
+            if m["msg_type"] == "error": return "".join(m["content"]["traceback"])
+            if m["msg_type"] == "stream": out.append(m["content"]["text"])
+            if m["content"].get("execution_state") == "idle": return None
+    def rows(n):
+        while len(read_log(run)) <= n: time.sleep(0.1)
+    out = []
+    try:
+        code = (Path(__file__).read_text().split("def make(")[1].split("def curve(")[0])
+        start = "import sys; from llmnb.all import *\nfrom llmnb.train.launch import Team\ndef make(" + code
+        start += f"t = make({datas['text']!r}, {str(run)!r}, steps=1900, valid_every=1900, save_every=1900)\n"
+        start += "real = Team.watch\ndef watch(self): print('pids', *(p.pid for p in self.members), flush=True); return real(self)\nTeam.watch = watch"
+        assert said(kc.execute(start)) is None
+        going = kc.execute("launch(t, 2)")
+        rows(20); km.interrupt_kernel()
+        assert said(going) is None, "the cell ends as if the run were done"
+        assert said(kc.execute("print(t.state, t.step == len(t.history))")) is None and "stopped True" in "".join(out)
+        before, going = len(read_log(run)), kc.execute("launch(t, 2)")
+        rows(before + 20)
+        while True:
+            m = kc.get_iopub_msg(timeout=60)
+            if m["msg_type"] == "stream" and m["content"]["text"].startswith("pids"): break
+        pids = [int(p) for p in m["content"]["text"].split()[1:3]]
+    finally: km.shutdown_kernel(now=True)
+    end = time.monotonic() + 60
+    while alive(pids) and time.monotonic() < end: time.sleep(0.2)
+    t = Trainer.reopen(run)
+    assert not alive(pids) and t.step > before and t.step == len(curve(t)[0])
+
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:callbacks of run")

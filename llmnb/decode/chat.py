@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from .generate import Generation, stream
 from .session import Kept, is_pair
+from .stopping import as_list
 from .strategies import Greedy, pick_strategy
-from ..display import Static, escape, visible
+from ..display import Static, escape
 from ..settings import settings
 
 # %% ../../nbs/decode/08_chat.ipynb #6ba39873
@@ -59,8 +60,9 @@ class Chat:
         if is_pair(model): raise TypeError("Chat needs a decoder; an encoder-decoder has no conversation to go on with.")
         if tok is None: raise ValueError("Chat needs a tokenizer: it writes the conversation.")
         self.model, self.tok, self.strategy, self.max_new_tokens = model, tok, pick_strategy(strategy), max_new_tokens
-        self.seed, self.forget, self.template, self.variables = settings.seed if seed is None else seed, forget, template, variables
-        self.stop = [*([stop] if isinstance(stop, (str, int)) or callable(stop) else stop), *_ends(tok, template)]
+        self.seed = settings.seed if seed is None else seed
+        self.forget, self.template, self.variables = forget, template, variables
+        self.stop = [*as_list(stop), *_ends(tok, template)]
         self.turns, self.kept, self.replies, self.forgotten, self.busy = [], Kept(), 0, 0, None
         if system: self.turns.append(Turn("system", system))
 
@@ -129,9 +131,9 @@ class Chat:
         ids, forgotten = self._fit(turns)
         how = dict(strategy=self.strategy, max_new_tokens=self.max_new_tokens, seed=self.seed + self.replies, kept=self.kept, **{
             k: v for k, v in options.items() if k not in ("strategy", "max_new_tokens", "seed", "stop")})
-        stop = options.get("stop", ())
-        how["stop"] = [*([stop] if isinstance(stop, (str, int)) or callable(stop) else stop), *self.stop]
-        pieces = stream(self.model, self.tok, ids, **{**how, **{k: options[k] for k in ("strategy", "max_new_tokens", "seed") if k in options}})
+        how["stop"] = [*as_list(options.get("stop")), *self.stop]
+        how.update({k: options[k] for k in ("strategy", "max_new_tokens", "seed") if k in options})
+        pieces = stream(self.model, self.tok, ids, **how)
         self.turns, self.forgotten, self.replies = turns, forgotten, self.replies + 1
         self.busy = Reply(self, pieces)
         return self.busy
@@ -147,7 +149,8 @@ class Chat:
             gone = len(turns) - len(head) - len(rest)
             ids = chat_ids(self.tok, [*head, *rest], self.template, self.variables)
         if len(ids) >= ctx:
-            raise ValueError(f"the conversation has {len(ids)} tokens, but the context is {ctx}: begin a new one, undo() or edit(...) a long message, "
+            raise ValueError(f"the conversation has {len(ids)} tokens, but the context is {ctx}: begin a new one, "
+                             f"undo() or edit(...) a long message, "
                              "or make the chat with forget=True, which leaves out the oldest turns.")
         return ids, gone
 
@@ -203,6 +206,7 @@ def show_chat(
         note = f" · read {t.read} tokens, wrote {len(t.reply.ids)}" if t.reply is not None else ""
         note += "" if seen else " · no longer seen"
         c = _colours.get(t.role, "#888")
-        parts.append(f'<div style="border-left:3px solid {c};padding:2px 10px;margin:6px 0"><div style="color:{c};font-size:80%">{escape(t.role)}'
-                     f'<span style="color:#888">{note}</span></div><div style="{body}">{escape(visible(t.content))}</div></div>')
+        parts.append(f'<div style="border-left:3px solid {c};padding:2px 10px;margin:6px 0">'
+                     f'<div style="color:{c};font-size:80%">{escape(t.role)}'
+                     f'<span style="color:#888">{note}</span></div><div style="{body}">{escape(t.content)}</div></div>')
     return Static(f"<div>{''.join(parts) or 'nothing said yet'}</div>", repr(chat))

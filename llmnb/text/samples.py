@@ -142,9 +142,11 @@ def _help_of(folder, language):
 def libreoffice_help(
     to:str="de", # the target language, as its folder is called: "de", "fr", "zh-CN" ...
     of:str="en-US", # the source language
-    folder="/usr/share/libreoffice/help", # where Debian puts them
+    folder=None, # where the languages are; None: build/assets/libreoffice/help here or above, or where Debian puts them
 ) -> Iterator: # of Pair; about 35,000
     "Paragraphs of the help of LibreOffice in two languages, from Debian's packages."
+    places = [p for p in (_near("build/assets/libreoffice/help"), Path("/usr/share/libreoffice/help")) if p]
+    folder = folder or next((p for p in places if (p/to).is_dir()), places[-1])
     ours, theirs = _help_of(folder, of), _help_of(folder, to)
     # pages share paragraphs
     return iter(dict.fromkeys(Pair(text, theirs[place]) for place, text in ours.items() if place in theirs))

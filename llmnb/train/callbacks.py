@@ -51,12 +51,12 @@ def save_callbacks(
     main:bool=True, # whether this process writes; where weights are divided among several, all have to call this
 ) -> None:
     "Write what callbacks remember: tensors into `callbacks.safetensors`, the rest into `callbacks.json`."
-    from llmnb.train.shards import whole
+    from llmnb.train.shards import gathered
     tensors, values = {}, {}
     for name, c in _named_states(callbacks):
         kept = values[name] = {}
         for k, v in c.state_dict().items():
-            if hasattr(v, "detach"): tensors[f"{name}/{k}"] = whole(v.detach()).cpu().contiguous()
+            if hasattr(v, "detach"): tensors[f"{name}/{k}"] = gathered(v.detach()).cpu().contiguous()
             else: kept[k] = v
     if not values or not main: return
     (Path(folder)/"callbacks.json").write_text(json.dumps(values))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RankError', 'launched', 'asked_to_shard', 'Ranks', 'lost', 'LostRank', 'join', 'rows_each', 'rounds', 'nothing',
-           'wrap', 'same_start', 'exchange', 'save_together', 'merge_last', 'rescue', 'complete']
+           'wrap', 'same_start', 'exchange', 'check_divided', 'save_together', 'merge_last', 'rescue', 'complete']
 
 # %% ../../nbs/train/07_ranks.ipynb #67aafb3d
 import os
@@ -186,6 +186,16 @@ def exchange(
     "Leave the exchange of gradients to the last part of an update."
     if hasattr(net, "set_requires_gradient_sync"): net.set_requires_gradient_sync(now)
     return net.no_sync() if not now and hasattr(net, "no_sync") else nullcontext()
+
+# %% ../../nbs/train/07_ranks.ipynb #b96ee1e6
+def check_divided(
+    callbacks:list, # of a trainer
+) -> None:
+    "Raise `RankError` for callbacks that divided weights do not allow."
+    for c in callbacks:
+        if hasattr(c, "during_valid"):
+            raise RankError(f"{type(c).__name__} changes the weights while the model is validated, which does not go with "
+                            "strategy='fsdp'; use strategy='ddp'.")
 
 # %% ../../nbs/train/07_ranks.ipynb #1387a810
 def save_together(

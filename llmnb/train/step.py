@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .ranks import Ranks, exchange, rounds, wrap
-from .shards import whole
+from .shards import gathered
 
 # %% ../../nbs/train/03_step.ipynb #31cceaef
 class LossNet(nn.Module):
@@ -136,8 +136,8 @@ class Engine:
         if self.accelerator.scaler is not None: self.accelerator.scaler.unscale_(self.plain_optimizer)
         if self.saw_gradient is not None: self.saw_gradient()
         params = [p for p in self.model.parameters() if p.grad is not None]
-        if self.clip is None: return whole(nn.utils.get_total_norm([p.grad for p in params]))
-        return whole(nn.utils.clip_grad_norm_(params, self.clip))
+        if self.clip is None: return gathered(nn.utils.get_total_norm([p.grad for p in params]))
+        return gathered(nn.utils.clip_grad_norm_(params, self.clip))
 
     def close(self) -> None:
         "Let go of gradients and of accelerate's hold on the model."

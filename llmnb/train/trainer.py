@@ -20,7 +20,7 @@ from ..display import Static, line_chart, table
 from ..plugins import registry
 from ..settings import settings
 from .config import TrainConfig, pick_callbacks, pick_optimizer, pick_schedule, train_config
-from .ranks import join, lost, merge_last, rescue, rows_each, save_together
+from .ranks import check_divided, join, lost, merge_last, rescue, rows_each, save_together
 from .run import (RunError, RunFolder, check_writable, free_path, from_spec, locked, newest, next_name,
                              prune, read_log, shown, step_of, to_spec, write_json)
 from .state import (Checkpoints, Controls, LossError, Record, TrainingError, deferred_interrupt,
@@ -117,6 +117,7 @@ class Opening(Loop):
         c, enter, ranks = self.config, self._stack.enter_context, self.ranks
         device = ranks.device(pick_device(c.device))
         rows_each(c.batch_size, ranks.size)
+        if ranks.sharded: check_divided(self.callbacks)
         if self.state == "new" and self._any_folder and self.run.exists():      # another one was faster
             self._place(next_name(self.run))
         if self.state == "new": self._place(ranks.share(str(self.run)))
