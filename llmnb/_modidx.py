@@ -399,6 +399,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'llmnb/decode/prompts.py'),
                                       'llmnb.decode.prompts._check_tok': ('decode/prompts.html#_check_tok', 'llmnb/decode/prompts.py'),
                                       'llmnb.decode.prompts._count': ('decode/prompts.html#_count', 'llmnb/decode/prompts.py'),
+                                      'llmnb.decode.prompts._end_source': ('decode/prompts.html#_end_source', 'llmnb/decode/prompts.py'),
                                       'llmnb.decode.prompts._is_id': ('decode/prompts.html#_is_id', 'llmnb/decode/prompts.py'),
                                       'llmnb.decode.prompts._is_ids': ('decode/prompts.html#_is_ids', 'llmnb/decode/prompts.py'),
                                       'llmnb.decode.prompts._plain_ids': ('decode/prompts.html#_plain_ids', 'llmnb/decode/prompts.py'),

@@ -358,6 +358,20 @@ def test_speculation_and_contrast_with_an_encoder(family):
     for wrong, says in ((Speculative(1), "cannot be left early"), (Speculative(make()), "of the same kind")):
         with pytest.raises(ValueError, match=says): generate(m, None, MANY[0], strategy=wrong, max_new_tokens=3)
 
+def test_a_source_given_as_text_ends_as_in_training():
+    from llmnb.model.config import TransformerConfig
+    from llmnb.model.transformer import Transformer
+    from llmnb.text.records import Pair
+    from llmnb.text.targets import Seq2Seq
+    tok = Tokenizer.train(["to be or not to be"] * 3, vocab_size=280, special_tokens=("<s>", "</s>", "<pad>"), progress=False)
+    m = Transformer(TransformerConfig.vaswani("tiny", vocab_size=tok.vocab_size, ctx=32, layers=1, width=32, heads=2), seed=0)
+    trained = Seq2Seq(32).encode([Pair("to be", "x")], tok)[0][0][0]
+    out = generate(m, tok, "to be", max_new_tokens=4)
+    assert out.prompt_ids == trained == [*tok.encode("to be"), tok.eos_id]
+    assert out.ids == generate(m, tok, trained, max_new_tokens=4).ids == generate(m, tok, "to be</s>", max_new_tokens=4).ids
+    assert [g.ids for g in generate(m, tok, ["to be", "or not to be"], max_new_tokens=4)][0] == out.ids
+    decoder = Transformer(TransformerConfig.llama("tiny", vocab_size=tok.vocab_size, ctx=32, layers=1, width=32, heads=2, kv_heads=1), seed=0)
+    assert generate(decoder, tok, "to be", max_new_tokens=2).prompt_ids == tok.encode("to be")       # a text that goes on does not end
 
 def test_models_of_another_kind_are_refused():
     import transformers as hf

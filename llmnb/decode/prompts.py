@@ -53,6 +53,10 @@ def _read_prompt(tok, prompt, name):
         raise ValueError(f"{name} is empty, and there is no token to start from: {why}. Give at least one token.")
     return ids or [start]
 
+def _end_source(tok, ids):
+    "What an encoder reads ends with the end-of-text token, as `Seq2Seq` and `SpanCorruption` write it in training."
+    return ids if tok.eos_id is None or ids[-1] == tok.eos_id else [*ids, tok.eos_id]
+
 def _check_prompt(ids, model, ctx, sliding, name):
     vocab = getattr(getattr(model, "config", None), "vocab_size", math.inf)
     bad = [i for i in ids if not 0 <= i < vocab]
@@ -115,6 +119,7 @@ def make_rows(
     for i, p in enumerate(prompts):
         name = f"prompt {i}" if many else "the prompt"
         ids = _read_prompt(tok, p, name)
+        if isinstance(p, str) and is_pair(model): ids = _end_source(tok, ids)
         _check_prompt(ids, model, ctx, sliding, name)
         used = 1 if is_pair(model) else len(ids)
         text, most = p if isinstance(p, str) else None, limit if sliding else min(limit, ctx - used)
