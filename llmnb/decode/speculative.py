@@ -15,6 +15,7 @@ from torch import nn
 from .session import DecodeError, evaluating, first_ids, is_pair, next_logits, read_source
 from .processors import Chain, History
 from .strategies import Draws, Greedy, Sample, Strategy, draw_token
+from ..model.reader import quick
 
 # %% ../../nbs/decode/06_speculative.ipynb #ed94f5ca
 def verdict(
@@ -27,7 +28,7 @@ def verdict(
 # %% ../../nbs/decode/06_speculative.ipynb #b3620a69
 class ModelDraft:
     "Guesses of another model."
-    def __init__(self, model): self.model, self.cache = model, None
+    def __init__(self, model): self.model, self.cache = quick(model), None
     def begin(self,
         row, # `llmnb.decode.reply.Row`: what is to be written
     ):
@@ -56,9 +57,12 @@ def leave_early(
     layers:int, # how many of its first layers to use
 ) -> nn.Module: # a model that shares the weights
     "The first layers, the final norm and the head."
-    if is_pair(model): raise ValueError(f"draft = {layers}: an encoder-decoder cannot be left early; give a draft model, or use PromptLookup().")
+    if is_pair(model):
+        raise ValueError(f"draft = {layers}: an encoder-decoder cannot be left early; give a draft model, or use "
+                         f"PromptLookup().")
     if not hasattr(type(model), "stacks"):
-        raise TypeError(f"draft = {layers}: leaving early works with llmnb's own models, this is a {type(model).__name__}; give a draft model, or use PromptLookup().")
+        raise TypeError(f"draft = {layers}: leaving early works with llmnb's own models, this is a "
+                        f"{type(model).__name__}; give a draft model, or use PromptLookup().")
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers < len(model.layers):
         raise ValueError(f"layers = {layers!r}; expected 1 to {len(model.layers) - 1}, fewer than the model has.")
     with torch.device("meta"): early = type(model)(model.config.replace(layers=layers))
@@ -104,7 +108,8 @@ def _speculate(how, s, row, draw):
     chooser = _Chooser(how.base, draw, first, s.vocab)
     with torch.inference_mode():
         drafter, (s.cache, _) = how.drafter(s.model), s.open_cache(first)
-        if s.cache is None: raise ValueError("speculation needs a cache, which this model does not have; use Greedy() or Sample().")
+        if s.cache is None:
+            raise ValueError("speculation needs a cache, which this model does not have; use Greedy() or Sample().")
         drafter.begin(row)
         s.memory = read_source(s.model, [row])
     while not row.finish:
@@ -116,8 +121,8 @@ def _step(how, s, row, first, chooser, drafter):
     n = int(min(how.ahead, row.limit - len(row.ids) - 1, s.ctx - len(ids)))
     with chooser.trying(): guesses, qs = drafter.guess(ids, n, chooser.try_one) if n > 0 else ([], [])
     new = ids[s.cache.length:] + guesses
-    with evaluating(s.model): x = s.model.hidden(_tensor(new, s.model), None, s.cache, **({} if s.memory is None else dict(memory=s.memory)))[0, -len(guesses) - 1:]
-    logits = s.model.unembed(x).float()[:, :s.vocab]
+    with evaluating(s.model): x = s.reader.hidden(_tensor(new, s.model), None, s.cache, **({} if s.memory is None else dict(memory=s.memory)))[0, -len(guesses) - 1:]
+    logits = s.reader.unembed(x).float()[:, :s.vocab]
     taken = 0
     for i in range(len(guesses) + 1):
         last = i == len(guesses)
@@ -199,7 +204,8 @@ class Speculative(_Speculation):
         "Who guesses for this model."
         if isinstance(self.draft, int): return ModelDraft(leave_early(model, self.draft))
         if is_pair(model) != is_pair(self.draft):
-            raise ValueError("the draft model has to be of the same kind: an encoder-decoder for an encoder-decoder, a decoder for a decoder.")
+            raise ValueError("the draft model has to be of the same kind: an encoder-decoder for an encoder-decoder, a "
+                             "decoder for a decoder.")
         mine, its = self.draft.config.vocab_size, model.config.vocab_size
         if mine != its:
             raise ValueError(f"the draft model has a vocabulary of {mine} tokens, the model one of {its}; "
