@@ -14,6 +14,7 @@ from IPython.display import display
 
 from ..decode.generate import stream
 from ..decode.reply import Generation, show_generation
+from .branches import Branch, as_branch, check_place, other_word, prompt_of, side_by_side, tree
 from ..device import pick_ui
 from ..display import Static, escape
 from .dashboard import answer_while_busy
@@ -99,19 +100,20 @@ function controls(root, model, change) {
 # %% ../../nbs/notebook/04_playground.ipynb #3ca7c7d9
 _js_reply = r"""
 function shown(text) { return text.replace(/\n/g, "⏎\n").replace(/\t/g, "⇥\t"); }
-function alternatives(side, token) {
+function alternatives(side, token, take) {
   side.replaceChildren();
-  if (!token) { html("div", "llmnb-soft", side, "Point at a token to see what else it could have been."); return; }
+  if (!token) { html("div", "llmnb-soft", side, "Point at a token to see what else it could have been; click it to keep the list, and click another word to go on from there."); return; }
   const [text, p, others] = token, list = others.some(o => o[0] === text) ? others : [[text, p], ...others];
-  for (const [piece, q] of list) {
-    const line = html("div", "llmnb-alt" + (piece === text ? " llmnb-chosen" : ""), side);
+  for (const [piece, q, id] of list) {
+    const line = html(take && id !== undefined ? "button" : "div", "llmnb-alt" + (piece === text ? " llmnb-chosen" : ""), side);
+    if (take && id !== undefined) { line.title = "go on from here with this word"; line.onclick = () => take(id); }
     const bar = html("span", "llmnb-alt-bar", line);
     bar.style.width = Math.max(1, 100 * q) + "%";
     html("span", "llmnb-alt-piece", line, JSON.stringify(piece).slice(1, -1).replace(/ /g, "␣") || "∅");
     html("span", "llmnb-alt-p", line, q >= 0.001 ? (100 * q).toFixed(1) + "%" : "<0.1%");
   }
 }
-function reply(root) {
+function reply(root, take) {
   const both = html("div", "llmnb-both", root), out = html("div", "llmnb-reply", both), side = html("div", "llmnb-side", both);
   const prompt = html("span", "llmnb-soft", out), body = html("span", "", out);
   let tokens = [];
@@ -122,13 +124,15 @@ function reply(root) {
     for (const token of more) {
       const span = html("span", "llmnb-token", body, shown(token[0]));
       span.style.background = `rgba(76,120,168,${(0.06 + 0.64 * Math.min(1, token[1])).toFixed(2)})`;
+      const at = tokens.length, look = () => { body.querySelector(".llmnb-at")?.classList.remove("llmnb-at"); span.classList.add("llmnb-at"); alternatives(side, token, id => take(at, id)); };
       span.tabIndex = -1;
-      span.onpointerenter = span.onfocus = () => { body.querySelector(".llmnb-at")?.classList.remove("llmnb-at"); span.classList.add("llmnb-at"); alternatives(side, token); };
+      span.onpointerenter = () => { if (!body.dataset.held) look(); };
+      span.onclick = () => { const same = body.dataset.held === String(at); if (same) delete body.dataset.held; else body.dataset.held = at; look(); };
       tokens.push(token);
     }
     if (follow) out.scrollTop = out.scrollHeight;
   }
-  return { count: () => tokens.length, add, start(text) { tokens = []; body.replaceChildren(); prompt.textContent = text; both.hidden = !text; alternatives(side, null); } };
+  return { count: () => tokens.length, add, start(text) { tokens = []; body.replaceChildren(); delete body.dataset.held; prompt.textContent = text; both.hidden = !text; alternatives(side, null); } };
 }
 """
 
@@ -143,11 +147,13 @@ function render({ model, el }) {
   box.dataset.lmSuppressShortcuts = "true"; box.dataset.key = "prompt";
   const change = (key, value) => { places[key] = value; model.set("places", { ...places }); model.save_changes(); };
   controls(root, model, change);
-  const row = html("div", "llmnb-go", root), go = html("button", "llmnb-button llmnb-primary", row, "Generate"), stop = html("button", "llmnb-button", row, "Stop");
+  const row = html("div", "llmnb-go", root), go = html("button", "llmnb-button llmnb-primary", row, "Generate"), stop = html("button", "llmnb-button", row, "Stop"), versus = html("button", "llmnb-button llmnb-versus", row, "Compare");
   html("span", "llmnb-soft llmnb-hint", row, "Ctrl+Enter");
-  const status = html("span", "llmnb-soft llmnb-status", row), view = reply(root);
-  go.title = "Ctrl+Enter"; stop.title = "Escape";
-  const generate = () => { places.prompt = box.value; model.set("places", { ...places }); model.save_changes(); model.send({ do: "generate", places }); };
+  const status = html("span", "llmnb-soft llmnb-status", row), view = reply(root, (at, id) => model.send({ do: "branch", at, id }));
+  go.title = "Ctrl+Enter"; stop.title = "Escape"; versus.title = "greedy, sampling and beam search side by side";
+  const ask = word => { places.prompt = box.value; model.set("places", { ...places }); model.save_changes(); model.send({ do: word, places }); };
+  const generate = () => ask("generate");
+  versus.onclick = () => ask("compare");
   const halt = () => model.send({ do: "stop" });
   go.onclick = generate; stop.onclick = halt;
   box.onchange = () => change("prompt", box.value);
@@ -195,7 +201,8 @@ _css = """
 .llmnb-both { display: grid; grid-template-columns: 1fr 210px; gap: 18px; margin-top: 12px; padding-top: 12px; border-top: 1px solid var(--jp-border-color2, rgba(128,128,128,.3)); }
 .llmnb-both[hidden] { display: none; } @container (max-width: 560px) { .llmnb-both { grid-template-columns: 1fr; } }
 .llmnb-reply { font-family: var(--jp-code-font-family, ui-monospace, monospace); font-size: 13px; line-height: 1.75; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 30em; overflow-y: auto; }
-.llmnb-token { border-radius: 3px; padding: 1px 0; cursor: default; } .llmnb-at { box-shadow: 0 0 0 1.5px #f58518; }
+.llmnb-side button.llmnb-alt { width: 100%; font: inherit; color: inherit; background: none; border: none; cursor: pointer; text-align: left; }
+.llmnb-side button.llmnb-alt:hover { background: rgba(245,133,24,.18); } .llmnb-token { border-radius: 3px; padding: 1px 0; cursor: pointer; } .llmnb-at { box-shadow: 0 0 0 1.5px #f58518; }
 [data-state=writing] .llmnb-reply::after { content: "▍"; color: var(--jp-brand-color1, #4c86c6); animation: llmnb-blink 1s steps(2) infinite; } @keyframes llmnb-blink { 50% { opacity: 0; } }
 .llmnb-side { font-size: 12px; min-height: 7em; } .llmnb-alt { position: relative; display: flex; justify-content: space-between; padding: 2px 6px; margin-bottom: 2px; border-radius: 3px; overflow: hidden; }
 .llmnb-alt-bar { position: absolute; inset: 0 auto 0 0; background: rgba(76,120,168,.3); border-radius: 3px; } .llmnb-alt-piece { position: relative; font-family: var(--jp-code-font-family, monospace); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
@@ -217,8 +224,8 @@ class PlaygroundWidget(anywidget.AnyWidget):
 
 # %% ../../nbs/notebook/04_playground.ipynb #d2d9e4dd
 def _token(piece):
-    "A piece of a stream as it is sent: [text, probability, [[text, probability], ...]]."
-    return [str(piece), round(piece.prob, 4), [[str(t), round(p, 4)] for t, p in piece.alternatives]]
+    "A piece of a stream as it is sent: [text, probability, [[text, probability, id], ...]]."
+    return [str(piece), round(piece.prob, 4), [[str(t), round(p, 4), int(i)] for (t, p), i in zip(piece.alternatives, piece.top[0])]]
 
 def kept(
     out:Generation, # a reply
@@ -234,14 +241,26 @@ class Reply:
         model, tok, # as for `stream`
         prompt:str, strategy, how:dict, # what `stream` is called with
         tell, # called with the reply at most twenty times a second, and once more when it is over
+        leaves:tuple=(), # (Branch, at, id): it goes on from there, with another word
+        sliding:bool=True, # the oldest tokens are forgotten where the context ends
     ):
         self.prompt, self.tokens, self.out, self.end, self.seconds = prompt, [], None, "", 0.0
+        self.parent, self.at, self.lead, given = None, 0, [], prompt
+        if leaves:
+            (self.parent, self.at, id), given = leaves, prompt_of(*leaves)
+            self.lead = [other_word(*leaves, tok)]
+            self.tokens = [_token(self.lead[0])]
         self.tell, self.over, self.began = tell, threading.Event(), time.perf_counter()
-        self.thread = threading.Thread(target=self._run, args=(model, tok, strategy, how), name="llmnb reply", daemon=True)
+        how = dict(how, strategy=strategy, sliding=sliding)
+        self.thread = threading.Thread(target=self._run, args=(model, tok, given, how), name="llmnb reply", daemon=True)
 
-    def _run(self, model, tok, strategy, how):
+    def branch(self) -> Branch:
+        "The reply as a part of the tree, once it is over."
+        return Branch(self.out, self.parent, self.at, self.lead + list(self.out.pieces))
+
+    def _run(self, model, tok, given, how):
         try:
-            with stream(model, tok, self.prompt, strategy=strategy, sliding=True, **how) as pieces: self._write(pieces)
+            with stream(model, tok, given, **how) as pieces: self._write(pieces)
             self.out, self.end = pieces.result, _ends.get(pieces.result.finish_reason, pieces.result.finish_reason)
         except Exception as e: self.end = f"{type(e).__name__}: {e}"
         self.seconds = time.perf_counter() - self.began
@@ -280,6 +299,7 @@ class Playground:
         self.model, self.tok, self.places = model, tok, dict(start, prompt=prompt, **places)
         choose(self.places)                                   # a wrong strategy is told at once
         self.reply, self.view, self.lock = None, None, threading.Lock()
+        self.branches = []                                    # of the prompt that stands there: a tree
 
     def generate(self,
         **places, # what is other than before: prompt, strategy, temperature, ...
@@ -287,11 +307,51 @@ class Playground:
         "Start a reply in a thread; one that is being written is stopped first."
         with self.lock:
             self.stop().wait()
-            self.places = dict(self.places, **places)
-            self.reply = Reply(self.model, self.tok, str(self.places["prompt"]), *choose(self.places), self._told)
-            if self.view: self.view.start(self.reply)
-            self.reply.thread.start()
+            self.places, self.branches = dict(self.places, **places), []
+            self._begin(Reply(self.model, self.tok, str(self.places["prompt"]), *choose(self.places), self._told))
         return self
+
+    def branch(self,
+        at:int, # the token of the last reply to replace, from 0
+        id:int, # what stands there instead
+    ): # itself
+        "Go back to a token of the last reply, put another one there, and go on."
+        with self.lock:
+            self.stop().wait()
+            if self.out is None: raise ValueError("there is no reply yet to leave; generate one first.")
+            last = self.branches[-1]
+            check_place(last, at, id, self.tok)
+            shown = self.reply.prompt + "".join(p for p in last.pieces[:at])
+            self._begin(Reply(self.model, self.tok, shown, *choose(self.places), self._told, (last, at, id)))
+        return self
+
+    def _begin(self, reply):
+        self.reply = reply
+        if self.view: self.view.start(reply)
+        reply.thread.start()
+
+    def compare(self,
+        strategies=("greedy", "sample", "beam"), # names in the registry
+        **places, # what is other than before
+    ) -> Static:
+        "The replies of several strategies to the prompt that stands in the box, side by side."
+        with self.lock: self.stop().wait()
+        self.places, replies = dict(self.places, **places), {}
+        room = self.model.config.ctx - len(self.tok.encode(str(self.places["prompt"]))) - 1
+        for name in strategies:
+            how = dict(self.places, strategy=name)
+            several = hasattr(registry("strategies").get(name), "width")      # beams: several texts, which no context can follow
+            if several: how["max_new_tokens"] = max(1, min(room, how["max_new_tokens"]))
+            one = Reply(self.model, self.tok, str(how["prompt"]), *choose(how), lambda reply: None, sliding=not several)
+            one.thread.start(); one.thread.join()
+            if one.out is None: raise RuntimeError(f"{name}: {one.end}")
+            replies[name] = one.out
+        return side_by_side(replies)
+
+    @property
+    def tree(self) -> Static:
+        "What was tried from this prompt, as a tree."
+        return tree(self.branches)
     def stop(self):
         "End the reply after the token that is under way."
         if self.reply: self.reply.over.set()
@@ -307,6 +367,7 @@ class Playground:
         "The last reply, once it is over."
         return self.reply and self.reply.out
     def _told(self, reply):
+        if reply.out is not None: self.branches.append(reply.branch())
         if self.view: self.view.show(reply)
     def _ipython_display_(self):
         ui = pick_ui()
@@ -329,20 +390,36 @@ class View:
         self.widget.on_msg(self.heard)
         display(self.widget)
         self.kept = display(Static('<div class="llmnb-kept"></div>', ""), display_id=True)
+        self.compared = display(Static("<div></div>", ""), display_id=True)
 
     def heard(self, widget, content, buffers=None):
         "A button was pressed."
-        if content.get("do") == "stop": self.playground.stop()
-        if content.get("do") == "generate":
-            places = {k: v for k, v in dict(content.get("places") or {}).items() if k in self.playground.places}
-            try: self.playground.generate(**places)
-            except Exception as e: self.widget.state = dict(state="idle", words=f"{type(e).__name__}: {e}")
+        play, word = self.playground, content.get("do")
+        places = {k: v for k, v in dict(content.get("places") or {}).items() if k in play.places}
+        try:
+            if word == "stop": play.stop()
+            if word == "generate": play.generate(**places)
+            if word == "branch": play.branch(int(content.get("at", -1)), int(content.get("id", -1)))
+            if word == "compare": self._compare(places)
+        except Exception as e: self.widget.state = dict(state="idle", words=f"{type(e).__name__}: {e}")
+
+    def _compare(self, places):
+        "In a thread, as a reply is."
+        def run():
+            try: still, words = self.playground.compare(**places), ""
+            except Exception as e: still, words = None, f"{type(e).__name__}: {e}"
+            self.widget.state = dict(state="idle", words=words)
+            if still is not None and self.compared: self.compared.update(still._repr_mimebundle_(), raw=True)
+        self.widget.state = dict(state="writing", words="comparing …")
+        self.comparing = threading.Thread(target=run, name="llmnb compare", daemon=True)
+        self.comparing.start()
 
     def start(self, reply):
         "A new reply begins: clear the old one."
         self.number, self.sent, self.stored = self.number + 1, 0, time.perf_counter()
         self.widget.reply = dict(number=self.number, prompt=reply.prompt, tokens=[])
         self.widget.state = dict(state="writing", words="")
+        if self.kept and reply.parent is None: self.kept.update(Static('<div class="llmnb-kept"></div>', "")._repr_mimebundle_(), raw=True)
 
     def show(self, reply):
         "Send what is new."
@@ -353,7 +430,13 @@ class View:
             self.widget.reply = dict(number=self.number, prompt=reply.prompt, tokens=list(reply.tokens))
             self.stored = time.perf_counter()
         self.widget.state = dict(state="idle" if reply.end else "writing", words=reply.status())
-        if reply.end and self.kept: self.kept.update(reply.static()._repr_mimebundle_(), raw=True)
+        if reply.end and self.kept: self.kept.update(self._static(reply)._repr_mimebundle_(), raw=True)
+
+    def _static(self, reply):
+        "The reply, or all of the tree."
+        if len(self.playground.branches) < 2: return reply.static()
+        still = self.playground.tree
+        return Static(f'<div class="llmnb-kept">{still.html}</div>', still.text)
 
 # %% ../../nbs/notebook/04_playground.ipynb #56153e7e
 def _about(model):
