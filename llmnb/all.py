@@ -9,7 +9,7 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
            'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
            'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'Dashboard',
-           'show_run', 'playground', 'Playground']
+           'show_run', 'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -27,9 +27,11 @@ from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, p
 from .model.config import TransformerConfig
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
+from .notebook.branches import branch, compare_strategies, reply_tree
 from .notebook.dashboard import Dashboard
 from .notebook.frames import show_run
 from .notebook.playground import Playground, playground
+from .notebook.watch import watch
 from .plugins import registry
 from .settings import settings
 from .text.batches import CausalLM, TextData
@@ -49,5 +51,5 @@ _all_ = [
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
     "metric",                                                                                                       # measure
-    "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
+    "Dashboard", "show_run", "watch", "playground", "Playground", "branch", "reply_tree", "compare_strategies",                                                           # notebook
 ]

@@ -210,6 +210,24 @@ def test_playground_buttons(small):
     assert p.out.finish_reason == "cancelled" and len(p.out.ids) < 4096
 
 
+def test_playground_branches_and_compares(small):
+    p = play.playground(small.model, small.tok, "The old", max_new_tokens=6, strategy="greedy")
+    with capture_output(): p.view = play.View(p)
+    press = lambda **m: p.view.widget._handle_custom_msg(m, [])
+    press(do="branch", at=0, id=1)
+    assert "no reply yet" in p.view.widget.state["words"]
+    press(do="generate", places=dict(prompt="The old")); p.wait()
+    root = p.out
+    press(do="branch", at=2, id=int(root.pieces[2].top[0][1])); p.wait()
+    ids = [*root.prompt_ids, *root.ids[:2], root.pieces[2].top[0][1]]
+    assert p.out.ids == generate(small.model, small.tok, ids, max_new_tokens=6, sliding=True).ids
+    assert p.view.widget.reply["tokens"][0][0] == str(p.branches[1].pieces[0]) and "instead of" in p.tree.text
+    press(do="branch", at=99, id=1); press(do="branch", at=0, id=10**9)
+    assert "expected a token" in p.view.widget.state["words"] and len(p.branches) == 2
+    press(do="compare", places=dict(prompt=EVIL[:9])); p.view.comparing.join()
+    assert p.view.widget.state == dict(state="idle", words="") and "<script" not in p.compare().html
+
+
 def test_playground_tells_errors_in_words(small):
     p = play.playground(small.model, small.tok, "")
     with capture_output(): p.view = play.View(p)

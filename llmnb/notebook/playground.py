@@ -14,7 +14,7 @@ from IPython.display import display
 
 from ..decode.generate import stream
 from ..decode.reply import Generation, show_generation
-from .branches import Branch, as_branch, check_place, other_word, prompt_of, side_by_side, tree
+from .branches import Branch, check_place, other_word, prompt_of, reply_tree, side_by_side
 from ..device import pick_ui
 from ..display import Static, escape
 from .dashboard import answer_while_busy
@@ -351,7 +351,7 @@ class Playground:
     @property
     def tree(self) -> Static:
         "What was tried from this prompt, as a tree."
-        return tree(self.branches)
+        return reply_tree(self.branches)
     def stop(self):
         "End the reply after the token that is under way."
         if self.reply: self.reply.over.set()
