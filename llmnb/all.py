@@ -5,25 +5,38 @@
 # %% auto #0
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
-           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'generate', 'stream',
-           'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
-           'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
-           'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'Dashboard',
-           'show_run', 'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies']
+           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'launch', 'sweep',
+           'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
+           'ContrastWith', 'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex',
+           'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree',
+           'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
+           'metric', 'score', 'Score', 'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports',
+           'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
+           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'Dashboard', 'show_run', 'watch', 'branch',
+           'reply_tree', 'compare_strategies', 'chat_panel', 'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
 from .decode.beam import Beam
 from .decode.constrain import Choice, Grammar, JSONSchema, Regex
+from .decode.chat import Chat
 from .decode.contrast import Contrastive, ContrastWith, Guided, best_of, majority
+from .decode.fill import fill, refine
 from .decode.generate import Generation, generate, stream
+from .decode.pictures import Tree, beam_tree, speculation_strip
 from .decode.speculative import PromptLookup, Speculative
 from .decode.stopping import Seconds, Sentences
 from .decode.strategies import Greedy, Sample
 from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
+from .measure.choosing import Cloze, Classifying, LanguageModelling, MultipleChoice, SpanAnswering
 from .measure.metrics import metric
 from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, perplexity, unigram_baseline
+from .measure.report import compare_reports, load_report, save_report
+from .measure.sandbox import run_code
+from .measure.scoring import Score, score
+from .measure.surprise import token_losses
+from .measure.tasks import Answering, CodeWriting, Conversing, Summarization, Translation
 from .model.config import TransformerConfig
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
@@ -31,6 +44,7 @@ from .notebook.branches import branch, compare_strategies, reply_tree
 from .notebook.dashboard import Dashboard
 from .notebook.frames import show_run
 from .notebook.playground import Playground, playground
+from .notebook.talk import chat_panel
 from .notebook.watch import watch
 from .plugins import registry
 from .settings import settings
@@ -38,6 +52,8 @@ from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
 from .text.tokenizer import Tokenizer
 from .train.callbacks import Callback
+from .train.launch import launch
+from .train.sweep import Between, Sweep, sweep
 from .train.trainer import Trainer
 
 # %% ../nbs/notebook/05_all.ipynb #5dbdf71b
@@ -46,10 +62,13 @@ _all_ = [
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
     "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
-    "Trainer", "Callback",                                                                                          # train
+    "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
+    "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
-    "metric",                                                                                                       # measure
-    "Dashboard", "show_run", "watch", "playground", "Playground", "branch", "reply_tree", "compare_strategies",                                                           # notebook
+    "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
+    "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
+    "CodeWriting", "Conversing",                                   # measure
+    "Dashboard", "show_run", "watch", "branch", "reply_tree", "compare_strategies", "chat_panel","playground", "Playground",                                                            # notebook
 ]

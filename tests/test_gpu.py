@@ -67,3 +67,12 @@ def test_replies_are_those_of_the_cpu_and_of_any_batch(data):
 def test_the_probe_finds_a_format():
     found = probe(DEVICE, refresh=True)
     assert found.rates["float32"] > 0 and found.dtype in found.rates
+
+
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_devices_have_the_losses_of_one(data, tmp_path, strategy):
+    one = train(data, tmp_path/"one", dtype="float32").fit()            # this process holds the first GPU meanwhile
+    two = launch(train(data, tmp_path/"two", dtype="float32"), processes=2, strategy=strategy)
+    assert two.state == "done" and (one.history["loss"] - two.history["loss"]).abs().max() < (1e-4 if DEVICE == "cuda" else 1e-5)
+    assert abs(one.valid_loss - two.valid_loss) < 1e-4 and Trainer.reopen(two.run).step == 24

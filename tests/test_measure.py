@@ -140,3 +140,77 @@ def test_a_bigram_sums_to_one():
 ])
 def test_mistakes(model, tok, says, wrong):
     with pytest.raises((ValueError, TypeError), match=says): wrong(model, tok)
+
+
+# Token by token, text by text, and models of other kinds
+
+from llmnb.measure.metrics import metric
+from llmnb.measure.surprise import pair_perplexity, pieces_of, pseudo_perplexity, text_losses, token_losses
+from llmnb.text.records import Pair
+
+
+def test_each_token_and_each_text(model, tok):
+    for stride in (None, 1, 16):
+        for text in TEXTS:
+            found, ids = token_losses(model, tok, text, stride=stride, batch_size=3), tok.encode(text)
+            with torch.no_grad():
+                begins = [max(0, math.ceil((t - CTX) / (stride or CTX // 2))) * (stride or CTX // 2) for t in range(1, len(ids))]
+                expected = [-model(torch.tensor([ids[b:t]]))[0, -1].log_softmax(-1)[ids[t]].item() for t, b in zip(range(1, len(ids)), begins)]
+            assert found.losses[0] is None and found.losses[1:] == pytest.approx(expected, abs=1e-4) and found.ids == ids
+            assert found.loss == pytest.approx(perplexity(model, tok, text, stride=stride).loss, abs=1e-4)
+    sums = text_losses(model, tok, TEXTS, batch_size=2)
+    for t, (nats, n, size) in zip(TEXTS, sums):
+        p = perplexity(model, tok, t)
+        assert (nats / n, n, size) == (pytest.approx(p.loss, abs=1e-4), p.tokens, p.bytes)
+    m = metric("perplexity", model=model, tok=tok)
+    for t in TEXTS: m.add_batch(predictions=[t])
+    found = m.compute()
+    assert found["perplexity"] == pytest.approx(perplexity(model, tok, TEXTS), rel=1e-4) and found["bits_per_byte"] == pytest.approx(perplexity(model, tok, TEXTS).bits_per_byte, rel=1e-4)
+    assert float(metric("bits-per-byte", model=model, tok=tok).compute(predictions=TEXTS)) == pytest.approx(found["bits_per_byte"])
+    worst = token_losses(model, tok, TEXTS[0]).worst(2)
+    assert worst[0][2] >= worst[1][2] and "nats a token" in str(token_losses(model, tok, TEXTS[0]).show())
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.data())
+@hyp(max_examples=100, deadline=None)
+def test_masked_windows_ask_each_token_once(n, room, data):
+    found = pieces_of(n, room, data.draw(st.integers(1, room)))
+    assert sorted(t for *_, ts in found for t in ts) == list(range(n))
+    assert all(0 <= a <= t < b <= n and b - a <= room for a, b, ts in found for t in ts)
+
+
+def test_pseudo_perplexity_is_one_mask_at_a_time():
+    from llmnb.text.targets import _frame
+    tok = Tokenizer.train(TEXTS, vocab_size=V, min_frequency=1).with_special("<|mask|>")
+    m = Transformer(TransformerConfig.bert("tiny", vocab_size=tok.vocab_size, ctx=CTX, width=32, layers=2, heads=4), seed=0).eval()
+    with torch.no_grad():
+        for p in m.parameters(): p.mul_(3)
+    mask, text = tok.encode("<|mask|>")[0], TEXTS[2][:8]
+    ids = _frame(tok, tok.encode(text))
+    before, total = len(_frame(tok, [])) - 1, []
+    for i in range(before, len(ids) - 1):
+        with torch.no_grad(): total.append(-m(torch.tensor([[*ids[:i], mask, *ids[i+1:]]]))[0, i].log_softmax(-1)[ids[i]].item())
+    for size in (1, 4): assert pseudo_perplexity(m, tok, text, batch_size=size).loss == pytest.approx(np.mean(total), abs=1e-4)
+    parts = [pseudo_perplexity(m, tok, t) for t in TEXTS]
+    whole = perplexity(m, tok, (t for t in TEXTS))                                                     # dispatched; a generator
+    assert whole.loss == pytest.approx(sum(p.loss * p.tokens for p in parts) / whole.tokens, abs=1e-4)
+    assert whole.bytes == sum(len(t.encode()) for t in TEXTS) and whole.tokens == sum(len(tok.encode(t)) for t in TEXTS)
+    for says, kw in (("text 0 is empty", dict(texts="")), ("stride = 99", dict(texts="a", stride=99)), ("ctx = 17", dict(texts="a", ctx=17)), ("has no room", dict(texts="a", ctx=1))):
+        with pytest.raises(ValueError, match=says): pseudo_perplexity(m, tok, **kw)
+
+
+def test_pair_perplexity_is_one_token_at_a_time(tok):
+    m = Transformer(TransformerConfig.vaswani("tiny", vocab_size=tok.vocab_size, ctx=40, width=32, layers=2, heads=4), seed=0).eval()
+    pairs = [("To be", "or not"), Pair("Enter", "ROMEO, and a friend."), ("a", "")]
+    total = n = 0
+    for p in pairs:
+        s, t = (p.source, p.target) if isinstance(p, Pair) else p
+        src, tgt = torch.tensor([[*tok.encode(s), tok.eos_id]]), [*tok.encode(t), tok.eos_id]
+        start = m.config.arch.start if m.config.arch.start is not None else tok.bos_id
+        for i in range(len(tgt)):
+            with torch.no_grad(): total -= m(src, torch.tensor([[start, *tgt[:i]]]))[0, -1].log_softmax(-1)[tgt[i]].item()
+            n += 1
+    for size in (1, 2, 8): assert pair_perplexity(m, tok, pairs, batch_size=size).loss == pytest.approx(total / n, abs=1e-4)
+    assert perplexity(m, tok, iter(pairs)).tokens == n
+    for says, wrong in (("the source of pair 1 has .* tokens with its end, but the context is 40", [("a", "b"), ("long " * 50, "x")]), ("no pairs", []), ("pair 0 is a str", ["text"])):
+        with pytest.raises((ValueError, TypeError), match=says): pair_perplexity(m, tok, wrong)

@@ -63,7 +63,7 @@ def test_scratch_bpe_equals_rust_on_real_text(works, min_frequency):
 @few
 @given(st.lists(st.text("aab \n", max_size=40), min_size=1, max_size=4))
 def test_three_trainers_agree_where_ties_and_repeats_abound(texts):
-    words = bpe.count_words(texts)
+    words = bpe.count_words(t.rstrip() for t in texts)           # white space at the end of a document does not count
     plain = bpe.train_merges_plain(words, 12)
     assert bpe.train_merges(words, 12) == plain
     if words: assert rust_merges(texts, 12, 2)[1] == plain
@@ -139,6 +139,24 @@ def test_large_batches_equal_small_ones(tok, works):
     expected = [e.ids for e in tok.rust.encode_batch(texts, add_special_tokens=False)]
     assert tok.encode_batch(texts) == expected == tok.encode_batch(texts, threads=1)
     assert [tok.encode(t) for t in texts] == expected
+
+@few
+@given(st.lists(st.one_of(strings, st.sampled_from(["<|endoftext|>", "a<|endoftext|>b", "<|endoftext", "<|pad|>", "", "<", " \n"])), min_size=1, max_size=12), st.booleans(), st.integers(1, 3))
+def test_texts_in_a_row_are_each_with_its_end(tok, texts, large, threads):
+    if large: texts = [*texts, "to be, or not to be; " * 6000]
+    ids, sizes = tok.encode_ended(texts, threads)
+    want = [[*tok.rust.encode(t, add_special_tokens=False).ids, tok.eos_id] for t in texts]
+    assert ids.tolist() == sum(want, []) and sizes.tolist() == [len(w) for w in want]
+    assert tok._engine
+
+@pytest.mark.parametrize("specials, alone", [(("<|endoftext|>", "<|pad|>"), True), (("<|endoftext|>", "x<|"), False), (("<|endoftext|>", "a<|endoftext|>b"), False), (("<|pad|>",), False), (("aa",), False)])
+def test_an_end_that_could_be_taken_for_another_token(specials, alone):
+    from llmnb.text.tokenizer import _stands_alone
+    assert _stands_alone("aa" if "aa" in specials else "<|endoftext|>", set(specials)) is alone
+    odd = Tokenizer.train(["to be or not to be x " * 9000], 300, special_tokens=["<|endoftext|>", *[s for s in specials if s != "<|endoftext|>"]])
+    texts = ["to be x", "or " * 60_000, "x"]
+    ids, sizes = odd.encode_ended(texts)
+    assert ids.tolist() == sum(([*odd.rust.encode(t, add_special_tokens=False).ids, odd.eos_id] for t in texts), []) and sizes.sum() == len(ids)
 
 def test_engine_is_refused_where_ids_could_differ():
     from tokenizers import AddedToken, Tokenizer as Rust, decoders, models, normalizers, pre_tokenizers
@@ -451,7 +469,7 @@ def test_the_cache_packs_once(works, tok, tmp_path, monkeypatch):
     a = TextData.pack(works[:3], tok, CausalLM(32))
     assert a.path.parent == tmp_path/"packs"
     when = (a.path/"train.ids").stat().st_mtime_ns
-    monkeypatch.setattr(Tokenizer, "encode_batch", None)                 # a second packing would fail
+    for name in ("encode_batch", "encode_ended"): monkeypatch.setattr(Tokenizer, name, None)                 # a second packing would fail
     b = TextData.pack(works[:3], tok, CausalLM(32))
     assert b.path == a.path and (b.path/"train.ids").stat().st_mtime_ns == when
     assert [p.name for p in (tmp_path/"packs").iterdir()] == [a.path.name]

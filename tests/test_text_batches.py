@@ -14,7 +14,7 @@ from llmnb.text.batches import RecordSplit, TextData
 from llmnb.text.corpus import shakespeare
 from llmnb.text.objectives import (Batch, CausalLM, MaskedLM, SpanCorruption, block_mask, hide_spans, see_mask, span_sizes, word_starts)
 from llmnb.text.order import length_batch, noise, row_keys
-from llmnb.text.packing import _choose, _chosen, _fit, _members, _Numbers
+from llmnb.text.packing import _ahead, _choose, _chosen, _Digest, _fit, _members, _Numbers, _Stored
 from llmnb.text.records import Completion, Dialogue, Labelled, Pair, Question, as_record
 from llmnb.text.store import DataError, Ragged, write_file
 from llmnb.text.targets import Chat, Classification, Complete, Seq2Seq, SpanQA, token_spans
@@ -570,6 +570,33 @@ def test_neighbours_share_a_row_as_long_as_they_fit(sizes, most):
     starts = _fit(np.array(sizes, int), most).tolist()
     rows = [sizes[a:b] for a, b in zip(starts, [*starts[1:], len(sizes)])]
     assert sum(rows, []) == sizes and all(sum(r) <= most for r in rows) and all(sum(a) + b[0] > most for a, b in zip(rows, rows[1:]))
+
+@few
+@given(st.lists(st.text("ab é🎭\n", max_size=5), min_size=1, max_size=12), st.data())
+def test_a_hash_of_documents_does_not_see_groups_but_borders(texts, data):
+    def digest(groups):
+        d = _Digest()
+        assert [int(n) for g in groups for n in d.add(g)] == [len(t.encode()) for g in groups for t in g]
+        return d.hexdigest()
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(texts)))) | {0, len(texts)})
+    whole = digest([texts])
+    assert digest([texts[a:b] for a, b in zip(cuts, cuts[1:])]) == whole
+    assert digest([[*texts, ""]]) != whole and (texts[0] == "" or digest([["", *texts]]) != whole != digest([[texts[0][0], texts[0][1:], *texts[1:]]]))
+
+@few
+@given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 60))
+def test_numbers_on_disk_are_read_in_stretches(tmp_path_factory, n, a, b):
+    path = tmp_path_factory.mktemp("s")/"n"
+    np.arange(n, dtype="<u2").tofile(path)
+    assert _Stored(path, "<u2")[a:b].tolist() == list(range(n))[a:b] and len(_Stored(path, "<u2")) == n
+
+def test_groups_are_worked_on_in_order_and_errors_come_through():
+    assert list(_ahead(lambda g: g * 2, iter(range(7)))) == [(i, 2 * i) for i in range(7)]
+    def broken():
+        yield 1
+        raise KeyError("gone")
+    with pytest.raises(KeyError, match="gone"): list(_ahead(str, broken()))
+    with pytest.raises(ZeroDivisionError): list(_ahead(lambda g: 1 // g, [1, 0, 1]))
 
 def test_numbers_grow_in_a_file(tmp_path):
     kept = _Numbers(tmp_path/"n")

@@ -119,6 +119,14 @@ def test_named_records_and_their_options(tmp_path):
     with pytest.raises(TypeError, match="It takes: folder, to, of, split"): corpus("multi30k", folder=tmp_path, into="fr")
     with pytest.raises(TypeError, match="which only named corpora take"): corpus(["x"], to="fr")
 
+def test_multi30k_is_found_above(tmp_path, monkeypatch):
+    (tmp_path/"data"/"multi30k").mkdir(parents=True); (tmp_path/"deep").mkdir(); monkeypatch.chdir(tmp_path/"deep")
+    with pytest.raises(FileNotFoundError, match=r"No file val.en or val.en.gz in "): corpus("multi30k", split="val")
+    for language, text in (("en", "A dog.\n"), ("de", "Ein Hund.\n")): (tmp_path/"data"/"multi30k"/f"val.{language}").write_text(text)
+    assert list(corpus("multi30k", split="val")) == [Pair("A dog.", "Ein Hund.")]
+    monkeypatch.setattr(samples, "_near", lambda *patterns: None)
+    with pytest.raises(MissingSample, match="No folder multi30k"): corpus("multi30k")
+
 def test_squad_versions_and_errors(tmp_path):
     path = tmp_path/"a.json"
     def put(**q): path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "To be.", "qas": [{"question": "?", "id": 7, **q}]}]}]}))

@@ -51,7 +51,7 @@ def test_a_disk_without_room_says_what_to_do(tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(LLMNBError, match="Cannot write .*: .*free some room, set TMPDIR"): BPE(300).train(f"line {i} " * 9 for i in range(9000))
+        with pytest.raises(LLMNBError, match="Cannot write in .*: .*free some room, set TMPDIR"): BPE(300).train(f"line {i} " * 9 for i in range(9000))
         assert BPE(300, engine="tokenizers").train(f"line {i} " * 9 for i in range(9000)).get_vocab_size() <= 300      # as it advises
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())

@@ -196,7 +196,8 @@ def test_a_megabyte_without_a_space(kinds_of_bytes):
         for tok in kinds_of_bytes[:3]: assert tok.decode(tok.encode(text)) == text
 
 TRAIN_MANY = """
-import sys
+import os, sys
+os.cpu_count = lambda: 2                                 # each thread has a buffer
 from llmnb.text.corpus import shakespeare
 from llmnb.text.tokenizer import Tokenizer
 def peak(): return next(int(l.split()[1]) / 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
@@ -214,9 +215,9 @@ def train_many(kind, megabytes):
     return float(run.stdout)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
-@pytest.mark.parametrize("kind, megabytes, most", [("bpe", 160, 110), ("char", 40, 20)])
+@pytest.mark.parametrize("kind, megabytes, most", [("bpe", 160, 130), ("char", 40, 20)])
 def test_training_memory_does_not_grow_with_the_corpus(kind, megabytes, most):
-    "Strings alone would take more; the fast engine holds buffers of some 100 MB at most, the others the different words."
+    "Strings alone would take more; the fast engine holds some 50 MB a thread, of which two are asked for here, the others the different words."
     if kind == "bpe": pytest.importorskip("gigabpe")
     assert train_many(kind, megabytes) < most
 

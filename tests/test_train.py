@@ -366,7 +366,7 @@ def test_a_failing_dashboard_does_not_end_a_run(data, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_keeps_the_state_in_memory(data, unbroken, tmp_path, monkeypatch):
-    import llmnb.train.state as state
+    import llmnb.train.run as state
     real = state.save_checkpoint
     def full(folder, step, fill): raise OSError(28, "No space left on device")
     t = make(data, tmp_path / "r", callbacks=[At(9, lambda t: (monkeypatch.setattr(state, "save_checkpoint", full), t.stop()))])

@@ -84,7 +84,7 @@ class Search:
         self.each, self.active = beam.width // beam.groups, list(session.batch)
         self.clocks = {r.number: [x for x in r.rules if not x.textual] for r in self.active}
         for r in self.active: r.rules = tuple(x for x in r.rules if x.textual)
-        self.late, self.tree = set(), {r.number: [] for r in self.active}
+        self.late, self.ended = set(), {}                                # rows whose time is over; texts that end in this step
         root = Node(None)
         self.base = {r.number: root for r in self.active}
         self.nodes = {r.number: [root] * beam.width for r in self.active}
@@ -159,7 +159,7 @@ class Search:
         if not row.stops and not row.rules: return False
         probe = row.twin()
         probe.ids = [n.id for n in self.nodes[row.number][beam].path()] + [id]
-        probe.tail = row.tok.decode(probe.ids) if row.tok is not None else ""
+        probe.tail = "".join(map(probe.decoder.push, probe.ids)) if row.tok is not None else ""
         return any(s in probe.tail for s in row.stops) or any(r.look(probe) for r in row.rules)
 
     def _finish(self, score, beam, id, hit, mine):
@@ -167,8 +167,9 @@ class Search:
         for r, row in enumerate(self.active):
             pool = self.pools[row.number][mine.start // W]
             ended = [j for j in range(W) if hit[r, j] and score[r, j] > -1e8]
-            pool.add([(score[r, j].item(), (mine.start + beam[r, j].item(), id[r, j].item())) for j in ended],
-                     self.length)
+            some = [(score[r, j].item(), (mine.start + beam[r, j].item(), id[r, j].item())) for j in ended]
+            self.ended.setdefault(row.number, []).extend((i, b, s) for s, (b, i) in some)
+            pool.add(some, self.length)
 
     def _go_on(self, score, id, beam, logp):
         "Let the beams become what was chosen, and the prompts that are done leave."
@@ -184,6 +185,8 @@ class Search:
             for pool in self.pools[row.number]:
                 pool.texts = [(s, n if isinstance(n, Node) else node(n)) for s, n in pool.texts]
             self.nodes[row.number] = [node(w) for w in wanted[r]]
+            open_ = [(i, b, s if s > -1e8 else None) for (b, i), s in zip(wanted[r], score[r].tolist())]
+            row.steps.append(open_ + self.ended.pop(row.number, []))
             for g, pool in enumerate(self.pools[row.number]):
                 pool.look(score[r, g * self.each].item(), self.length, row.limit)
         self.scores = score
@@ -208,15 +211,15 @@ class Search:
 
     def _end(self, row):
         texts = sorted((t for p in self.pools[row.number] for t in p.texts), key=lambda t: -t[0])
-        best = []
+        best, late = [], "time" if row.number in self.late else "stop"
         for score, node in texts[:self.beam.n_best or self.beam.width]:
             copy = row.twin()
             for n in node.path(): copy.add(n.id, n.logprob, n.top)
-            copy.stop("time")
+            copy.stop(late)
             copy.score = score
             best.append(from_row(copy, self.beam))
         for n in texts[0][1].path()[len(row.ids):]: row.add(n.id, n.logprob, n.top)
-        row.stop("time")
+        row.stop(late)
         row.best, row.score = best, texts[0][0]
 
 # %% ../../nbs/decode/04_beam.ipynb #e361cbe6

@@ -129,10 +129,10 @@ class Guide:
         constraint:Constraint,
         tok, # whose tokens
         ends:frozenset=frozenset(), # ids that end a reply, allowed where it may end
-        keep:int=1024, # states to remember
+        keep:int=64, # states to remember; more for a large batch
     ):
         self.constraint, self.tok, self.ends, self.keep = constraint, tok, ends, keep
-        self.masks, self.seconds, self.states = 0, 0.0, OrderedDict()
+        self.masks, self.seconds, self.states, self.open = 0, 0.0, OrderedDict(), {}
         began = perf_counter()
         self.engine, self.space = _engine(tok)
         self.root = self._start()
@@ -142,6 +142,7 @@ class Guide:
     def _start(self):
         "The engine's state before the first token."
         ll, lark = _llguidance(), self.constraint.lark
+        if not self.tok.byte_level: lark = '%llguidance {"no_forcing": true}\n' + lark      # its own way to write what is forced is not ours
         if self.space: lark = re.sub(r"^start(\.\w+)?\s*:", "start: \" \" inner_\ninner_:", lark, count=1, flags=re.M)
         try: m = ll.LLMatcher(self.engine, ll.LLMatcher.grammar_from_lark(lark), log_level=0)
         except Exception as e: raise ConstraintError(f"{self!r}: {e}") from None
@@ -165,6 +166,7 @@ class Guide:
         V = self.tok.vocab_size
         mask = torch.zeros(V, dtype=torch.bool)
         if not m.is_stopped(): mask = torch.frombuffer(bytearray(m.compute_logit_bias()), dtype=torch.uint8)[:V] > 0
+        if m.is_error() and m.get_error().startswith("NoExtension"): return torch.zeros(V, dtype=torch.bool)
         if m.is_error(): raise ConstraintError(f"{self!r}: the engine gave up: {_short(m.get_error())}")
         for i in self.ends: mask[i] = m.is_accepting()
         return mask
@@ -174,7 +176,25 @@ class Guide:
     ) -> torch.Tensor: # (V,) bool
         "What may come next; nothing, after a reply that does not fit or has ended."
         mask = None if not self.ends.isdisjoint(ids) else self.state(ids)[1]
-        return torch.zeros(self.tok.vocab_size, dtype=torch.bool) if mask is None else mask
+        if mask is None: return torch.zeros(self.tok.vocab_size, dtype=torch.bool)
+        return mask if self.tok.byte_level else self._without_dead_ends(ids, mask)
+
+    def _without_dead_ends(self, ids, mask):
+        "Leave out what no further token can complete: a vocabulary without all bytes may lack the piece that is needed then."
+        some = [i for i in mask.nonzero().flatten().tolist() if i not in self.ends]
+        if len(some) > 64: return mask                                   # so many ways cannot all be closed
+        dead = [i for i in some if not self._can_end((*ids, i), [256])]
+        return mask.index_fill(0, torch.tensor(dead, dtype=torch.long), False) if dead else mask
+
+    def _can_end(self, ids, budget):
+        "Whether some tokens complete a reply; yes, where looking takes too long."
+        if ids in self.open: return self.open[ids]
+        m, mask = self.state(ids)
+        budget[0] -= 1
+        some = [] if mask is None else [i for i in mask.nonzero().flatten().tolist() if i not in self.ends]
+        ok = mask is not None and (m.is_accepting() or len(some) > 64 or budget[0] <= 0 or any(self._can_end((*ids, i), budget) for i in some))
+        self.open[ids] = ok
+        return ok
 
     def accepting(self, ids) -> bool:
         "Whether the reply may end here."
@@ -186,6 +206,7 @@ class Guide:
         return self.accepting(ids) and not any(i not in self.ends for i in mask.nonzero().flatten().tolist()[:len(self.ends) + 1])
 
     def __call__(self, logits, history):
+        self.keep = max(self.keep, 4 * len(logits))
         mask = torch.stack([self.allowed(tuple(i for i in r if i >= 0)) for r in history.new.tolist()])
         return logits.masked_fill(~mask[:, :logits.shape[-1]].to(logits.device), -torch.inf)
 
@@ -199,6 +220,8 @@ class Guide:
         "Where the decoder may rewrite a text, whether it still fits."
         if not matches(self.constraint, row.text):
             raise ConstraintError(f"{self!r}: the tokenizer writes this reply as {row.text!r}, which does not fit; a byte-level tokenizer has no such trouble.")
+
+    def __reduce__(self): return Guide, (self.constraint, self.tok, self.ends, self.keep)     # the engine's state is made anew
 
     @property
     def milliseconds(self) -> float:

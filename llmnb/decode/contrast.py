@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 from .generate import generate
-from .session import DecodeError, Session, evaluating, is_pair
+from .session import DecodeError, Session, evaluating, first_ids, is_pair, read_source
 from .processors import Chain, History
 from .reply import Row
 from .strategies import Draws, Greedy, Sample, Strategy, _chain, _tuple
@@ -40,9 +40,8 @@ class Contrastive(Strategy):
 
     def decode(self, session):
         "The whole loop; yields after each step."
-        if is_pair(session.model) or session.sliding:
-            raise ValueError("contrastive search works with a decoder and without sliding=True; it compares all "
-                             "states of one text.")
+        if session.sliding:
+            raise ValueError("contrastive search works without sliding=True; it compares all states of one text.")
         for row in session.rows: yield from self._one(session, row)
 
     def _one(self, s, row):
@@ -50,14 +49,16 @@ class Contrastive(Strategy):
             s.cache = s.model.new_cache(1)
             if s.cache is None or getattr(s.model, "split", True) is False:
                 raise ValueError(f"contrastive search needs a cache and the hidden states, which this {type(s.model).__name__} model does not give.")
-            states = self._read(s, [row.prompt_ids])[0]                 # (T, D)
-            history = History(torch.tensor([row.prompt_ids], device=s.history.ids.device), room=64)
+            s.memory, first = read_source(s.model, [row]), first_ids(s.model, row)
+            states = self._read(s, [first])[0]                          # (T, D)
+            history = History(torch.tensor([first], device=s.history.ids.device), room=64)
         while not row.finish:
             with torch.inference_mode(): states = self._step(s, row, states, history)
             yield
 
     def _read(self, s, ids):
-        with evaluating(s.model): return s.model.hidden(torch.tensor(ids, device=s.history.ids.device), None, s.cache)
+        memory = {} if s.memory is None else dict(memory=s.memory.reorder([0] * len(ids)))
+        with evaluating(s.model): return s.model.hidden(torch.tensor(ids, device=s.history.ids.device), None, s.cache, **memory)
 
     def _step(self, s, row, states, history):
         logits = s.model.unembed(states[-1:]).float()[0, :s.vocab]

@@ -65,6 +65,13 @@ def _check_prompt(ids, model, ctx, sliding, name):
                          "or pass sliding=True to keep what fits.")
 
 # %% ../../nbs/decode/02b_prompts.ipynb #34e4805e
+def _check_model(model):
+    arch = getattr(getattr(model, "config", None), "arch", None)
+    if type(model).__module__.startswith("transformers."):
+        raise TypeError(f"model is a {type(model).__name__} of transformers; give it llmnb's face first: adapt(model), from llmnb.model.adapter.")
+    if arch is not None and not arch.causal:
+        raise TypeError(f"this model has arch = {arch}, which writes nothing new; expected a decoder. For the hidden words of a text: fill(model, tok, text).")
+
 def _check_tok(tok, model):
     if tok is None: return
     if not hasattr(tok, "stream"):
@@ -95,6 +102,7 @@ def make_rows(
     many:bool=True, # name the prompts by number where one is wrong
 ) -> list: # of `Row`
     "Rows to decode. Raises `ValueError` or `TypeError` for what cannot work, and names the prompt."
+    _check_model(model)
     _check_tok(tok, model)
     ctx = getattr(getattr(model, "config", None), "ctx", None) or math.inf
     strings, stop_ids, rules = read_stop(stop, tok)

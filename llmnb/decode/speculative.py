@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .session import DecodeError, evaluating, first_ids, is_pair, next_logits
+from .session import DecodeError, evaluating, first_ids, is_pair, next_logits, read_source
 from .processors import Chain, History
 from .strategies import Draws, Greedy, Sample, Strategy, draw_token
 
@@ -28,7 +28,11 @@ def verdict(
 class ModelDraft:
     "Guesses of another model."
     def __init__(self, model): self.model, self.cache = model, None
-    def begin(self): self.cache = self.model.new_cache(1)
+    def begin(self,
+        row, # `llmnb.decode.reply.Row`: what is to be written
+    ):
+        "Get ready for a text."
+        self.cache, self.memory = self.model.new_cache(1), read_source(self.model, [row])
 
     def guess(self,
         ids:list, # all ids so far
@@ -39,7 +43,7 @@ class ModelDraft:
         self.cache.trim(min(self.cache.length, len(ids) - 1))
         n, new, guesses = min(n, self.model.config.ctx - len(ids)), ids[self.cache.length:], []
         for _ in range(n):
-            with evaluating(self.model): logits = next_logits(self.model, _tensor(new, self.model), None, self.cache)
+            with evaluating(self.model): logits = next_logits(self.model, _tensor(new, self.model), None, self.cache, self.memory)
             guesses.append(choose(logits))
             new = [guesses[-1][0]]
         return [i for i, _ in guesses], [q for _, q in guesses]
@@ -52,6 +56,7 @@ def leave_early(
     layers:int, # how many of its first layers to use
 ) -> nn.Module: # a model that shares the weights
     "The first layers, the final norm and the head."
+    if is_pair(model): raise ValueError(f"draft = {layers}: an encoder-decoder cannot be left early; give a draft model, or use PromptLookup().")
     if not hasattr(type(model), "stacks"):
         raise TypeError(f"draft = {layers}: leaving early works with llmnb's own models, this is a {type(model).__name__}; give a draft model, or use PromptLookup().")
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers < len(model.layers):
@@ -77,9 +82,10 @@ def look_up(
 class LookupDraft:
     "Guesses from the text itself."
     def __init__(self, ngram:int): self.ngram = ngram
-    def begin(self): pass
+    def begin(self, row): self.source = row.prompt_ids
     def guess(self, ids, n, choose):
-        found = look_up(ids, self.ngram, n)
+        before = [] if ids[:len(self.source)] == self.source else self.source            # an encoder's text may be quoted, too
+        found = look_up([*before, *ids], self.ngram, n)
         return found, [None] * len(found)
 
 # %% ../../nbs/decode/06_speculative.ipynb #2b76ef8d
@@ -87,8 +93,6 @@ class _Speculation(Strategy):
     "The loop; subclasses have `base`, `ahead` and `drafter(model)`."
     def decode(self, session):
         "The whole loop; yields after each step."
-        if is_pair(session.model):
-            raise ValueError("speculation works with a decoder; this model has an encoder too. Use Greedy() or Beam().")
         if session.sliding:
             raise ValueError("sliding=True does not go with speculation, which keeps the whole text in its "
                              "caches; leave it out.")
@@ -96,21 +100,23 @@ class _Speculation(Strategy):
             yield from _speculate(self, session, row, Draws(session.draw.seeds[i:i + 1], session.history.ids.device))
 
 def _speculate(how, s, row, draw):
-    chooser = _Chooser(how.base, draw, row, s.vocab)
+    first = first_ids(s.model, row)
+    chooser = _Chooser(how.base, draw, first, s.vocab)
     with torch.inference_mode():
-        drafter, (s.cache, _) = how.drafter(s.model), s.open_cache(row.prompt_ids)
+        drafter, (s.cache, _) = how.drafter(s.model), s.open_cache(first)
         if s.cache is None: raise ValueError("speculation needs a cache, which this model does not have; use Greedy() or Sample().")
-        drafter.begin()
+        drafter.begin(row)
+        s.memory = read_source(s.model, [row])
     while not row.finish:
-        with torch.inference_mode(): _step(how, s, row, chooser, drafter)
+        with torch.inference_mode(): _step(how, s, row, first, chooser, drafter)
         yield
 
-def _step(how, s, row, chooser, drafter):
-    ids = row.prompt_ids + row.ids
+def _step(how, s, row, first, chooser, drafter):
+    ids = first + row.ids
     n = int(min(how.ahead, row.limit - len(row.ids) - 1, s.ctx - len(ids)))
     with chooser.trying(): guesses, qs = drafter.guess(ids, n, chooser.try_one) if n > 0 else ([], [])
     new = ids[s.cache.length:] + guesses
-    with evaluating(s.model): x = s.model.hidden(_tensor(new, s.model), None, s.cache)[0, -len(guesses) - 1:]
+    with evaluating(s.model): x = s.model.hidden(_tensor(new, s.model), None, s.cache, **({} if s.memory is None else dict(memory=s.memory)))[0, -len(guesses) - 1:]
     logits = s.model.unembed(x).float()[:, :s.vocab]
     taken = 0
     for i in range(len(guesses) + 1):
@@ -123,15 +129,15 @@ def _step(how, s, row, chooser, drafter):
         row.add(id, logp[id].item(), (best.indices.tolist(), logp[best.indices].tolist()))
         taken += ok
         if row.finish or not ok: break
-    s.cache.trim(min(s.cache.length, len(row.prompt_ids) + len(row.ids) - 1))
+    s.cache.trim(min(s.cache.length, len(first) + len(row.ids) - 1))
     row.steps.append((taken, len(guesses)))
 
 # %% ../../nbs/decode/06_speculative.ipynb #96ceb906
 class _Chooser:
     "Choices of the base strategy, tried and judged."
-    def __init__(self, base, draw, row, vocab):
+    def __init__(self, base, draw, ids, vocab):
         self.base, self.draw, self.vocab = base, draw, vocab
-        self.history = History(torch.tensor([row.prompt_ids], device=draw.device), room=64)
+        self.history = History(torch.tensor([ids], device=draw.device), room=64)
         self.greedy = isinstance(base, Greedy)
 
     def trying(self): return _Back(self.history)
@@ -192,6 +198,8 @@ class Speculative(_Speculation):
     def drafter(self, model):
         "Who guesses for this model."
         if isinstance(self.draft, int): return ModelDraft(leave_early(model, self.draft))
+        if is_pair(model) != is_pair(self.draft):
+            raise ValueError("the draft model has to be of the same kind: an encoder-decoder for an encoder-decoder, a decoder for a decoder.")
         mine, its = self.draft.config.vocab_size, model.config.vocab_size
         if mine != its:
             raise ValueError(f"the draft model has a vocabulary of {mine} tokens, the model one of {its}; "

@@ -142,15 +142,16 @@ def _bounds(model, ctx, stride):
 
 # %% ../../nbs/measure/00_perplexity.ipynb #7d5e8e2a
 def perplexity(
-    model, # a `Transformer`; any causal model that gives logits
+    model, # any causal model that gives logits; an encoder that fills masks; an encoder-decoder
     tok, # its tokenizer
-    texts, # a string, or strings in any iterable; each is a document of its own
+    texts, # a string, or strings in any iterable, each a document; pairs (source, target) for an encoder-decoder
     ctx:int|None=None, # tokens a window; the model's context by default
     stride:int|None=None, # from one window to the next; half of `ctx` by default
     batch_size:int=8, # windows at once
     bos:bool=False, # start each text with the tokenizer's bos (or eos), so that its first token counts too
 ) -> Perplexity: # a float with .loss, .bits_per_byte, .tokens, .bytes
     "How surprised a model is by texts. Raises `ValueError` for an empty text, or a window that the model cannot read."
+    if (other := _other_kind(model)): return other(model, tok, texts, batch_size=batch_size, **_only(ctx=ctx, stride=stride))
     ctx, stride = _bounds(model, ctx, stride)
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     total, tokens, sizes = 0.0, 0, []
@@ -162,6 +163,15 @@ def perplexity(
         raise ValueError(f"nothing to measure: {len(sizes)} texts with no token that has another before it. "
                          "Give longer texts, or bos=True.")
     return Perplexity(total / tokens, tokens, sum(sizes))
+
+def _other_kind(model):
+    "The function for a model that does not read on from left to right; see the next page."
+    arch = getattr(getattr(model, "config", None), "arch", None)
+    if arch is None or (arch.causal and not arch.pair): return None
+    from llmnb.measure import surprise
+    return surprise.pair_perplexity if arch.pair else surprise.pseudo_perplexity
+
+def _only(**options): return {k: v for k, v in options.items() if v is not None}
 
 # %% ../../nbs/measure/00_perplexity.ipynb #352fba29
 def evaluate_loss(

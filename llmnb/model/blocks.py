@@ -13,6 +13,7 @@ from typing import ClassVar
 from torch import nn
 
 from .attention import Tapped
+from .dropout import Dropout
 from .positions import Part
 
 # %% ../../nbs/model/02b_blocks.ipynb #5d949c65
@@ -33,7 +34,7 @@ class Block(Tapped):
             self.points = ("resid_pre", "attn.out", "resid_cross", "cross.out", "resid_mid", "mlp.out", "resid_post")
         else: self.cross = None
         self.norm2, self.mlp = self.make_norm(c), c.mlp.build(c.width, c.mlp_width, c.bias)
-        self.drop = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
+        self.drop = Dropout(c.dropout) if c.dropout else nn.Identity()
 
     def make_norm(self, c): return c.norm.build(c.width, c.bias)
 

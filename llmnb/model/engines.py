@@ -9,6 +9,7 @@ __all__ = ['pattern_plain', 'mix', 'attend_plain', 'attend_sdpa', 'attend_produc
 import torch
 import torch.nn.functional as F
 
+from .dropout import dropout as drop
 from .masks import causal_table, visible
 
 # %% ../../nbs/model/01b_engines.ipynb #cd32c785
@@ -86,7 +87,7 @@ def attend_products(q, k, v, see=None, dropout=0.0, causal=True, scale=None, sof
         sink = sinks.to(q.dtype).view(1, G, H // G, 1, 1).expand(B, G, H // G, T, 1).reshape(B * G, -1, 1)
         pattern = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
     else: pattern = scores.softmax(-1)
-    if dropout: pattern = F.dropout(pattern, dropout)
+    if dropout: pattern = drop(pattern, dropout)
     return (pattern @ v.reshape(B * G, S, K)).view(B, H, T, K)
 
 def _rows(see, q, B, G, H, T, S):

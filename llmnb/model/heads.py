@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .dropout import Dropout
 from .feedforward import ACTIVATIONS
 from .loss import asked_rows, cap_logits, loss_by_rows
 from .positions import Part
@@ -28,7 +29,7 @@ class Entrance(nn.Module):
         self.scale = math.sqrt(c.width) if part.scale else None
         self.types = nn.Embedding(part.types, size) if part.types else None
         self.norm = c.norm.build(size, c.bias) if part.norm else None
-        self.drop = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
+        self.drop = Dropout(c.dropout) if c.dropout else nn.Identity()
         self.lengthen = nn.Linear(size, c.width) if size != c.width else None
 
     def forward(self,
@@ -162,7 +163,7 @@ class TextHead(nn.Module):
         self.how, self.normalize = part.pool, getattr(part, "normalize", False)
         dense, labels = getattr(part, "dense", None), getattr(part, "labels", None)
         self.dense, self.act = (nn.Linear(c.width, c.width), _bends[dense]) if dense else (None, None)
-        self.drop = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
+        self.drop = Dropout(c.dropout) if c.dropout else nn.Identity()
         self.linear = nn.Linear(c.width, labels, bias=part.bias) if labels else None
 
     def forward(self, x, embed=None, mask=None):
@@ -189,7 +190,7 @@ class TokenHead(nn.Module):
     def __init__(self, c, part):
         super().__init__()
         self.span = isinstance(part, SpanHead)
-        self.drop = nn.Dropout(c.dropout) if c.dropout and not self.span else nn.Identity()
+        self.drop = Dropout(c.dropout) if c.dropout and not self.span else nn.Identity()
         self.linear = nn.Linear(c.width, 2 if self.span else part.labels)
 
     def forward(self, x, embed=None, mask=None): return self.linear(self.drop(x))

@@ -189,8 +189,9 @@ class TextData(_Draws, _Reports):
         path, # the folder
         meta:dict, # what meta.json says
         objective=None, # replaces the one in the folder
+        tok:Tokenizer|None=None, # the one in the folder, if it is at hand
     ):
-        self.path, self.meta, self.tok = Path(path), meta, Tokenizer.load(Path(path)/"tokenizer")
+        self.path, self.meta, self.tok = Path(path), meta, tok or Tokenizer.load(Path(path)/"tokenizer")
         self.objective = _same_rows(meta, objective) or registry("objectives").resolve(meta["objective"]["name"],
             **meta["objective"]["fields"])
         if self.tok.fingerprint != meta["tokenizer"]:
@@ -291,7 +292,7 @@ def _pack(cls, texts, tok, objective, path, valid, seed):
         path = path or home/_folder_name(meta["fingerprint"], objective)
         _put(temporary, path)
     finally: shutil.rmtree(temporary, ignore_errors=True)
-    return cls.open(path, objective)
+    return cls(path, meta, objective, tok if isinstance(tok, Tokenizer) else None)
 
 # %% ../../nbs/text/03_batches.ipynb #7577cb99
 def _packed_already(cls, texts, tok, objective, path, home, valid, seed):

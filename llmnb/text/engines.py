@@ -11,6 +11,12 @@ import json, re
 from .bpe import GPT2_PATTERN, byte_alphabet
 from .kinds import PATTERNS
 
+# %% ../../nbs/text/01c_engines.ipynb #a7c31f02
+def _grouped(pattern):
+    "The same pattern; what stands before the first look ahead is one group."
+    plain, look, rest = pattern.partition(r"|\s+(?")
+    return f"(?:{plain}){look}{rest}" if look else pattern
+
 # %% ../../nbs/text/01c_engines.ipynb #a964d222
 def _word_pattern(spec):
     "The regular expression by which this tokenizer.json cuts words, if it is a known one."
@@ -83,7 +89,7 @@ def _engine_and_unfit(rust, spec):
     ranks = {bytes(byte[c] for c in t): i for t, i in ordinary.items()}
     beyond = max([*vocab.values(), *special.values()]) + 1            # never given out: such texts go elsewhere
     for n, b in enumerate(lacking): ranks[bytes([b])] = beyond + n
-    return tiktoken.Encoding("llmnb", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special), unfit
+    return tiktoken.Encoding("llmnb", pat_str=_grouped(pattern), mergeable_ranks=ranks, special_tokens=special), unfit
 
 def _tiktoken_engine(rust, spec):
     "The encoder alone."

@@ -118,7 +118,7 @@ class BPE:
         texts = (t.rstrip() for t in texts)
         if not self.fast: return self._plain(texts)
         with Spool(texts) as spool:
-            if spool.odd: return self._plain(iter(spool))
+            if not spool.plain: return self._plain(iter(spool))
             return _bytes_first(learn_fast(spool.path, self.vocab_size, self.special_tokens, self.min_frequency), self.pattern)
 
     def _plain(self, texts):

@@ -6,7 +6,7 @@
 __all__ = ['Spool', 'fast_there', 'learn_fast']
 
 # %% ../../nbs/text/01f_learner.ipynb #03dd119a
-import importlib.util, os, tempfile
+import importlib.util, json, os, shutil, tempfile
 from pathlib import Path
 
 import tokenizers
@@ -20,32 +20,34 @@ class Spool:
     def __init__(self,
         texts, # an iterator of strings that do not end in white space
     ):
-        handle, name = tempfile.mkstemp(".txt", "llmnb-")
-        self.path, self.odd, writing = Path(name), [], False
+        self.folder, writing = Path(tempfile.mkdtemp(prefix="llmnb-")), False
+        self.path, self.odd = self.folder/"lines.txt", self.folder/"odd.jsonl"        # those with a vertical tab apart
         try:
-            with open(handle, "w", encoding="utf-8", newline="") as f:
+            with open(self.path, "w", encoding="utf-8", newline="") as lines, open(self.odd, "w") as odd:
                 for text in texts:
                     writing = True
-                    if "\x0b" in text: self.odd.append(text)
-                    else: f.write(text.replace("\n", "\x0b")); f.write("\n")
+                    if "\x0b" in text: odd.write(json.dumps(text) + "\n")
+                    else: lines.write(text.replace("\n", "\x0b") + "\n")
                     writing = False
                 writing = True
         except BaseException as e:
             self.close()
-            if writing and isinstance(e, OSError): raise _no_room(self.path, e) from e
+            if writing and isinstance(e, OSError): raise _no_room(self.folder, e) from e
             raise
 
     def __iter__(self):
-        yield from self.odd
+        with open(self.odd) as f: yield from map(json.loads, f)
         with open(self.path, encoding="utf-8", newline="\n") as f:
             for line in f: yield line[:-1].replace("\x0b", "\n")
 
-    def close(self): self.path.unlink(missing_ok=True)
+    @property
+    def plain(self) -> bool: return not self.odd.stat().st_size
+    def close(self): shutil.rmtree(self.folder, ignore_errors=True)
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-def _no_room(path, e):
-    return LLMNBError(f"Cannot write {path}: {e.strerror}. The text is kept in a file while a vocabulary is learned: free some "
+def _no_room(folder, e):
+    return LLMNBError(f"Cannot write in {folder}: {e.strerror}. The text is kept in files while a vocabulary is learned: free some "
                       "room, set TMPDIR to another folder, or train with kind=BPE(..., engine='tokenizers'), which needs none.")
 
 # %% ../../nbs/text/01f_learner.ipynb #7b1ecbae
@@ -63,7 +65,7 @@ def learn_fast(
     import gigabpe
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     _, merges = gigabpe.train_bpe([os.fspath(path)], vocab_size, special_tokens=special_tokens, min_frequency=min_frequency,
-                                  pretokenizer="bytelevel")
+                                  pretokenizer="bytelevel", threads=min(8, os.cpu_count() or 1))
     newline = str.maketrans("ċ", "Ċ")                                     # the vertical tab and the newline, as characters
     room = vocab_size - len(special_tokens) - len(alphabet)
     merges = [(a.translate(newline), b.translate(newline)) for a, b in merges[:room]]

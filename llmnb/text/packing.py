@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/text/03e_packing.ipynb #3c6c189d
 import hashlib, itertools, json, shutil
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from .records import Record, as_record, text_of
 from .store import DataError, _disk, _id_type, _write_ids, write_file, write_ragged
-from .tokenizer import _check_text, _documents
+from .tokenizer import Tokenizer, _check_text, _documents
 
 # %% ../../nbs/text/03e_packing.ipynb #0c1998a1
 def _reads(objective): return getattr(objective, "reads", str)
@@ -34,33 +35,35 @@ def _check_document(x, i, objective):
 
 def _groups(texts, objective=None, most=4_000_000):
     "Lists of checked documents of about `most` characters (a document counts 64 more: it costs memory, too)."
-    group, size = [], 0
+    group, size, running = [], 0, _reads(objective) is str
     for i, x in enumerate(_documents(texts)):
-        x = _check_document(x, i, objective)
-        if not (n := len(text_of(x))): continue
+        if not (running and type(x) is str and x.isascii()): x = _check_document(x, i, objective)
+        if not (n := len(x if running else text_of(x))): continue
         group.append(x); size += n + 64
         if size >= most: yield group; group, size = [], 0
     if group: yield group
 
 # %% ../../nbs/text/03e_packing.ipynb #bc6614ad
-def _raw(x): return x.encode() if isinstance(x, str) else x.as_json().encode()
-
-def _digest(digest, x):
-    "Add a document to a hash; returns its size in bytes."
-    raw = _raw(x)
-    digest.update(len(raw).to_bytes(8, "little") + raw)
-    return len(raw) if isinstance(x, str) else len(text_of(x).encode())
+class _Digest:
+    "A hash of documents and of their sizes, however they are grouped."
+    def __init__(self): self.texts, self.sizes = hashlib.sha256(), hashlib.sha256()
+    def add(self, group):
+        "Add documents; gives the size of each text in bytes."
+        texts = group if isinstance(group[0], str) else [x.as_json() for x in group]
+        sizes = np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], "<u8")
+        self.texts.update("".join(texts).encode()); self.sizes.update(sizes.tobytes())
+        return sizes if texts is group else [len(text_of(x).encode()) for x in group]
+    def hexdigest(self): return hashlib.sha256(self.texts.digest() + self.sizes.digest()).hexdigest()
 
 def _group_of(x):
-    "A number that documents of one group share."
-    return int.from_bytes(hashlib.blake2b((x if isinstance(x, str) else x.group).encode(), digest_size=8).digest(),
-        "little")
+    "A number that documents of one group share, in this process."
+    return hash(x if isinstance(x, str) else x.group) & 0xFFFF_FFFF_FFFF_FFFF
 
 class _Numbers:
     "Numbers that come one after the other, in a file; read back as a memory map."
     def __init__(self, path, code="q"): self.path, self.code, self.size, self.new = path, code, 0, array(code)
     def add(self, values):
-        self.new.extend(values)
+        self.new.frombytes((values.astype(self.code) if isinstance(values, np.ndarray) else np.fromiter(values, self.code)).tobytes())
         if len(self.new) >= 2**16: self.write()
     def write(self):
         with _disk(self.path), open(self.path, "ab") as file: self.new.tofile(file)
@@ -72,12 +75,12 @@ class _Numbers:
 class _Tally:
     "What is kept of each document: tokens, bytes, group; and a hash of all."
     def __init__(self, folder):
-        self.folder, self.digest, self.count = folder/"tally", hashlib.sha256(), 0
+        self.folder, self.digest, self.count = folder/"tally", _Digest(), 0
         self.folder.mkdir()
         self.kept = [_Numbers(self.folder/n, c) for n, c in (("tokens", "q"), ("bytes", "q"), ("groups", "Q"))]
-    def add(self, x, tokens):
-        for kept, n in zip(self.kept, (tokens, _digest(self.digest, x), _group_of(x))): kept.add((n,))
-        self.count += 1
+    def add(self, group, tokens):
+        for kept, n in zip(self.kept, (tokens, self.digest.add(group), map(_group_of, group))): kept.add(n)
+        self.count += len(group)
     def arrays(self):
         if not self.count: raise DataError("The corpus is empty: there is no document with text in it.")
         return tuple(kept.read() for kept in self.kept)
@@ -115,9 +118,9 @@ def _near(chosen, tokens, share):
 def _cut(ids, aim, tok, reach=4096):
     "An index near `aim` where a line ends, else where a character begins."
     low, high = max(1, aim - reach), min(len(ids) - 1, aim + reach)
-    raw = {i: tok.token_bytes(i) for i in np.unique(ids[low-1:high+1]).tolist()}
-    lines = [i for i in range(low, high) if raw[int(ids[i-1])].endswith(b"\n")]
-    whole = [i for i in range(low, high) if raw[int(ids[i])][:1] and not 0x80 <= raw[int(ids[i])][0] < 0xC0]
+    near = [tok.token_bytes(i) for i in ids[low-1:high+1].tolist()]
+    lines = [low + i for i, left in enumerate(near[:-2]) if left.endswith(b"\n")]
+    whole = [low + i for i, right in enumerate(near[1:-1]) if right[:1] and not 0x80 <= right[0] < 0xC0]
     return min(lines or whole or [min(max(aim, 1), len(ids) - 1)], key=lambda i: abs(i - aim))
 
 def _tail(ids, tokens, sizes, share, tok):
@@ -131,6 +134,14 @@ def _tail(ids, tokens, sizes, share, tok):
         "valid": (slice(at, len(ids)), len(tokens) - doc, int(sizes.sum()) - before)}
 
 # %% ../../nbs/text/03e_packing.ipynb #ad310ac7
+class _Stored:
+    "Numbers in a file, read a stretch at a time: what a memory map has read stays in memory."
+    def __init__(self, path, kind): self.path, self.kind, self.size = path, np.dtype(kind), path.stat().st_size // np.dtype(kind).itemsize
+    def __len__(self): return self.size
+    def __getitem__(self, where):
+        start, stop, _ = where.indices(self.size)
+        return np.fromfile(self.path, self.kind, max(0, stop - start), offset=start * self.kind.itemsize)
+
 def _chosen(values, lengths, pick, block=4_000_000):
     "The picked ones of sequences that lie in a row, in parts of about `block` values."
     ends = np.cumsum(lengths)
@@ -146,24 +157,38 @@ def _flat(lists, kind):
     "All numbers of several lists, as one array."
     return np.fromiter(itertools.chain.from_iterable(lists), kind, sum(map(len, lists)))
 
+def _ended(tok, group):
+    "All ids of a group, each text with its end, and how many each text has; also of what only stands in for a tokenizer."
+    if isinstance(tok, Tokenizer): return tok.encode_ended(group)
+    coded = [[*ids, tok.eos_id] for ids in tok.encode_batch(group)]
+    return _flat(coded, np.uint32), np.fromiter(map(len, coded), np.int64, len(coded))
+
+def _ahead(f, groups):
+    "Groups and what `f` makes of each: while one is worked on, the next is read."
+    with ThreadPoolExecutor(1) as pool:
+        last = None
+        for group in groups:
+            made = pool.submit(f, group)
+            if last: yield last[0], last[1].result()
+            last = group, made
+        if last: yield last[0], last[1].result()
+
 def _fill_text(folder, texts, tok, objective, valid, seed):
     "Write train.ids and valid.ids; returns a hash and the sizes of both."
     tally, kind = _Tally(folder), _id_type(tok.vocab_size)
     with open(folder/"all", "wb") as file:
-        for group in _groups(texts, objective):
-            coded = [[*ids, tok.eos_id] for ids in tok.encode_batch(group)]
-            _write_ids(file, _flat(coded, kind))
-            for text, ids in zip(group, coded): tally.add(text, len(ids))
+        for group, (ids, lengths) in _ahead(lambda group: _ended(tok, group), _groups(texts, objective)):
+            _write_ids(file, ids.astype(kind)); tally.add(group, lengths)
     tokens, sizes, groups = tally.arrays()
-    ids, pick, out = np.memmap(folder/"all", kind, "r"), _choose(tokens, valid, seed, groups), {}
+    ids, pick, out = _Stored(folder/"all", kind), _choose(tokens, valid, seed, groups), {}
     tail = None if _near(pick, tokens, valid) else _tail(ids, tokens, sizes, valid, tok)
     for side, mine in (("train", ~pick), ("valid", pick)):
         where, docs, size = tail[side] if tail else (None, int(mine.sum()), int(sizes.sum(where=mine)))
         count = where.stop - where.start if tail else int(tokens.sum(where=mine))
-        write_file(folder/f"{side}.ids", [ids[where]] if tail else _chosen(ids, tokens, mine), count, kind,
-            tok.fingerprint)
+        parts = (ids[i:min(i+2**20, where.stop)] for i in range(where.start, where.stop, 2**20)) if tail else \
+            _chosen(ids, tokens, mine)
+        write_file(folder/f"{side}.ids", parts, count, kind, tok.fingerprint)
         out[side] = {"tokens": count, "bytes": size, "docs": docs}
-    del ids
     (folder/"all").unlink()
     return tally.digest.hexdigest(), out
 
@@ -179,7 +204,7 @@ def _encode_records(folder, texts, tok, objective):
             for column, (file, sizes) in enumerate(zip(files, lengths)):
                 parts = [row[column] for made in coded for row in made]
                 _write_ids(file, _flat(parts, "<u4")); sizes.add(map(len, parts))
-            for x, made in zip(group, coded): tally.add(x, sum(len(row[0]) for row in made))
+            tally.add(group, [sum(len(row[0]) for row in made) for made in coded])
             rows.add(map(len, coded))
         for file in files:
             with _disk(file.name): file.flush()
@@ -204,11 +229,10 @@ def _fill_records(folder, texts, tok, objective, valid, seed):
         of_rows = np.repeat(mine, rows)
         joined = _joiner(lengths[0][of_rows], objective)
         for column, sizes_ in zip(objective.columns, lengths):
-            values = np.memmap(folder/f"all.{column}", "<u4", "r") if sizes_.any() else np.zeros(0, "<u4")
+            values = _Stored(folder/f"all.{column}", "<u4")
             kind = _id_type(tok.vocab_size) if column in ("ids", "src", "tgt") else np.dtype("<u4")
             write_ragged(folder/f"{side}.{column}", _chosen(values, sizes_, of_rows), joined(sizes_[of_rows]), kind,
                 tok.fingerprint)
-            del values
         kept = mine & (rows > 0)
         out[side] = {"tokens": int(sum(lengths[i][of_rows].sum() for i, c in enumerate(objective.columns)
             if c in ("ids", "src", "tgt"))), "bytes": int(sizes[kept].sum()), "docs": int(kept.sum()),
@@ -261,9 +285,8 @@ def _folder_name(fingerprint, objective):
 
 def _input_key(texts, tok, valid, seed, objective):
     "The key of an input that can be read twice, by hashing it: much faster than encoding it."
-    digest = hashlib.sha256()
-    for group in _groups(texts, objective):
-        for x in group: _digest(digest, x)
+    digest = _Digest()
+    for group in _groups(texts, objective): digest.add(group)
     return _key(digest.hexdigest(), tok, valid, seed, objective)
 
 # %% ../../nbs/text/03e_packing.ipynb #b10eb146

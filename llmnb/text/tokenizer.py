@@ -6,7 +6,7 @@
 __all__ = ['DecodeStream', 'Tokenizer']
 
 # %% ../../nbs/text/01_tokenizer.ipynb #c20a31c8
-import codecs, copy, hashlib, json, os, sys
+import bisect, codecs, copy, hashlib, itertools, json, os, sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -156,6 +156,22 @@ class _Encodes:
             self._engine, self._unfit = _engine_and_unfit(self.rust, self.spec) or (False, None)
         return self._engine if self._engine and not any(self._unfit.search(t) for t in texts) else None
 
+    def encode_ended(self,
+        texts, # strings
+        threads:int|None=None, # all cores by default
+    ) -> tuple: # (all ids in a row, as an array; how many each text has, with its end)
+        "The ids of several texts in a row, the end-of-text token behind each: what `encode_batch` gives, sooner."
+        import numpy as np
+        engine, end = self._fast(texts), self.roles["eos"]
+        if not (engine and _stands_alone(end, engine.special_tokens_set)) or any(end in t for t in texts):
+            coded = [[*ids, self.eos_id] for ids in self.encode_batch(texts, threads)]
+            sizes = np.fromiter(map(len, coded), np.int64, len(coded))
+            return np.fromiter(itertools.chain.from_iterable(coded), np.uint32, int(sizes.sum())), sizes
+        threads = threads or os.cpu_count() or 1
+        rows = _in_threads(lambda part: engine.encode_to_numpy(end.join([*part, ""]), allowed_special="all"), _parts(texts, 4 * threads), threads)
+        ids = np.concatenate(rows)
+        return ids, np.diff(np.flatnonzero(ids == self.eos_id), prepend=-1)
+
 # %% ../../nbs/text/01_tokenizer.ipynb #18fc79d4
 def _in_threads(f, items, threads):
     "Map `f` over items in order; each thread takes a long stretch: a task for each text costs more than the text."
@@ -164,6 +180,16 @@ def _in_threads(f, items, threads):
     with ThreadPoolExecutor(threads) as pool:
         parts = pool.map(lambda i: [f(x) for x in items[i:i+step]], range(0, len(items), step))
         return [x for part in parts for x in part]
+
+def _parts(texts, n):
+    "Texts in at most n lists of neighbours, each with about as many characters."
+    ends = list(itertools.accumulate(map(len, texts), initial=0))
+    cuts = sorted({bisect.bisect_left(ends, ends[-1] * i // n) for i in range(1, n)} - {0, len(texts)})
+    return [texts[a:b] for a, b in zip([0, *cuts], [*cuts, len(texts)])]
+
+def _stands_alone(end, specials):
+    "Is `end` found behind any text? Not if the end of the text and the beginning of `end` could be a special token."
+    return end in specials and not any(end.startswith(s[i:]) or s[i:].startswith(end) for s in specials for i in range(1, len(s)))
 
 # %% ../../nbs/text/01_tokenizer.ipynb #79631028
 class _Decodes:

@@ -48,15 +48,17 @@ def _named_states(callbacks):
 def save_callbacks(
     callbacks:list, # some have `state_dict` and `load_state`
     folder, # a checkpoint that is being filled
+    main:bool=True, # whether this process writes; where weights are divided among several, all have to call this
 ) -> None:
     "Write what callbacks remember: tensors into `callbacks.safetensors`, the rest into `callbacks.json`."
+    from llmnb.train.shards import gathered
     tensors, values = {}, {}
     for name, c in _named_states(callbacks):
         kept = values[name] = {}
         for k, v in c.state_dict().items():
-            if hasattr(v, "detach"): tensors[f"{name}/{k}"] = v.detach().cpu().contiguous()
+            if hasattr(v, "detach"): tensors[f"{name}/{k}"] = gathered(v.detach()).cpu().contiguous()
             else: kept[k] = v
-    if not values: return
+    if not values or not main: return
     (Path(folder)/"callbacks.json").write_text(json.dumps(values))
     if tensors:
         from safetensors.torch import save_file
@@ -103,7 +105,7 @@ def progress_line(
 # %% ../../nbs/train/02_callbacks.ipynb #627e723e
 class Progress:
     "Lines of text: one a second in a terminal, one in ten seconds in a file."
-    order = 50
+    order, main_only = 50, True                     # of several processes, only the main one writes
     def __init__(self,
         every:float|None=None, # seconds between lines; by default 1 in a terminal and 10 elsewhere
         write:Callable|None=None, # what takes a line; by default it is printed

@@ -138,11 +138,13 @@ def _files(folder): return sorted(p for p in folder.rglob("*") if p.is_file() an
 
 def seal(
     folder, # filled
+    without:tuple=(), # files and folders in it that the manifest shall not name
 ) -> None:
     "Write the manifest and push everything to the disk."
     folder = Path(folder)
-    sums = {p.relative_to(folder).as_posix(): dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in _files(folder)}
-    for p in _files(folder): _sync(p)
+    files = [p for p in _files(folder) if p.relative_to(folder).parts[0] not in without]
+    sums = {p.relative_to(folder).as_posix(): dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in files}
+    for p in files: _sync(p)
     write_json(folder/"manifest.json", sums)
 
 def damage(

@@ -19,7 +19,9 @@ from ..device import pick_ui
 from ..plugins import BrokenPlugin, registry
 from .callbacks import Progress, load_callbacks, notify, save_callbacks
 from .optim import load_optimizer, save_optimizer
-from .run import RunError, history, save_checkpoint, write_json
+from .ranks import Ranks, save_together
+from .run import RunError, history, write_json
+from .shards import in_shards, is_sharded, load_sharded, put_weights, save_shards
 
 # %% ../../nbs/train/04_state.ipynb #32120ab7
 @contextmanager
@@ -50,9 +52,10 @@ def seed_step(
     seed:int, # of the run
     step:int, # that is about to be made
     device:torch.device, # where
+    rank:int=0, # which of several processes
 ) -> None:
-    "Seed what a step draws: a function of the run's seed and the step's number."
-    n = (seed * 1_000_003 + step) % 2**63
+    "Seed what a step draws: a function of the run's seed, the step's number and the process."
+    n = (seed * 1_000_003 + step + rank * 0x9E3779B97F4A7C15) % 2**63
     torch.default_generator.manual_seed(n)
     if device.type == "cuda": torch.cuda.manual_seed(n)
     elif device.type == "mps": torch.mps.manual_seed(n)
@@ -94,16 +97,19 @@ def load_weights(
     "A model from a checkpoint. Raises `RunError` where only its owner can make it."
     checkpoint = Path(checkpoint)
     native = (checkpoint/"config.json").exists()
-    if model is None and not native:
+    if model is None and not native and not in_shards(checkpoint):
         raise RunError(f"{checkpoint} holds the weights of a module that is not llmnb's: "
                        "bring it with Trainer.reopen(run, model=...).")
+    if in_shards(checkpoint): return load_sharded(checkpoint, model)
     if model is not None and not _ours(model):
         from safetensors.torch import load_model
         load_model(model, str(checkpoint/"model.safetensors")); return model
     from llmnb.model.weights import load_model
     fresh = load_model(checkpoint)
     if model is None: return fresh
-    model.load_state_dict(fresh.state_dict()); return model
+    if is_sharded(model): put_weights(model, fresh.state_dict())
+    else: model.load_state_dict(fresh.state_dict())
+    return model
 
 # %% ../../nbs/train/04_state.ipynb #ee11a30d
 class TrainingError(LLMNBError, RuntimeError):
@@ -119,12 +125,17 @@ class Controls:
     def __init__(self):
         self.state, self.error = "new", None        # "new", "running", "paused", "stopped", "done", "failed"
         self._stop, self._go, self._thread, self._here = threading.Event(), threading.Event(), None, None
-        self._save_asked = False
+        self._save_asked, self.interrupted = False, False
         self._go.set()
 
     def stop(self) -> "Trainer":
         "Ask to stop after the step in progress; a checkpoint is written then. In the background, `wait` for it."
         self._stop.set(); return self
+
+    def interrupt(self) -> "Trainer":
+        "What Ctrl-C does: `stop`, and `interrupted` says that it was a person who wanted it."
+        self.interrupted = True
+        return self.stop()
 
     def pause(self) -> "Trainer":
         "Stop after the step in progress and hold; returns when it holds."
@@ -165,7 +176,7 @@ class Controls:
 class Record:
     "What a trainer writes down: rows, times, the last losses."
     def __init__(self):
-        self.rows, self.valid_loss = [], None
+        self.rows, self.valid_loss, self.ranks = [], None, Ranks()
         self.overhead = dict.fromkeys(("step", "log", "callbacks", "save", "valid"), 0.0)     # seconds
         self._before, self._since = 0.0, None       # seconds of earlier fits; the start of this one
         self._pending, self._fetched, self._fetched_step = [], 0.0, 0.0
@@ -184,7 +195,9 @@ class Record:
         "Write a row of plain values into the log, now."
         row = {"step": self.step, **row}
         row.setdefault("time", round(self.seconds, 4))
-        with self._clock("log"): self.rows.append(row); self.folder.log.append(row)
+        with self._clock("log"):
+            self.rows.append(row)
+            if self.ranks.main: self.folder.log.append(row)
         return row
 
     @contextmanager
@@ -199,7 +212,7 @@ class Record:
     def _keep(self, loss, norm, lr, tokens):
         "Remember a step; write down what is remembered, at once on a CPU and ten times a second elsewhere."
         self._pending.append((self.step, loss, norm, lr, tokens, round(self.seconds, 4)))
-        if loss.device.type == "cpu" or time.perf_counter() - self._fetched > 0.1: self._flush()
+        if loss.device.type == "cpu" or self.ranks.any(time.perf_counter() - self._fetched > 0.1)[0]: self._flush()
 
     def _flush(self):
         "Fetch the losses that are due, check them, write their rows."
@@ -236,25 +249,30 @@ class Checkpoints:
         start = time.perf_counter()
         with self._clock("save"):
             self.folder.log.sync()
-            path = save_checkpoint(self.folder, self.step, self._fill)
+            path = save_together(self.folder, self.step, self._fill, self.ranks)
         self._saved, self._save_asked = (self.step, time.perf_counter(), time.perf_counter() - start), False
         self._notify("on_save", path)
 
     def _fill(self, folder):
         "What is in a checkpoint."
-        save_weights(self.model, folder)
-        save_optimizer(self._engine.plain_optimizer, folder)
+        main = self.ranks.main
+        if is_sharded(self.model): save_shards(self.model, self._engine.plain_optimizer, folder, main)
+        elif main:
+            save_weights(self.model, folder)
+            save_optimizer(self._engine.plain_optimizer, folder)
         scaler = self._engine.accelerator.scaler
-        save_callbacks(self.callbacks, folder)
+        save_callbacks(self.callbacks, folder, main)
+        if not main: return
         said = dict(step=self.step, lr=self.lr, seconds=self.seconds, scaler=scaler and scaler.state_dict(),
                     skipped=sorted(self.skipped), rescues=self.rescues)
         write_json(folder/"trainer.json", said)
 
     def _save_due(self):
-        if self._save_asked or self.step == self.steps: return True
-        if self.config.save_every: return self.step % self.config.save_every == 0
-        _, at, cost = self._saved
-        return time.perf_counter() - at > max(60, 100 * cost)
+        if self.step == self.steps: return True
+        due, (_, at, cost) = self._save_asked, self._saved
+        if self.config.save_every: due = due or self.step % self.config.save_every == 0
+        else: due = due or time.perf_counter() - at > max(60, 100 * cost)
+        return self.ranks.any(due)[0]
 
     def _counters(self, checkpoint):
         "Take the step and what goes with it from a checkpoint."

@@ -14,6 +14,9 @@ from typing import Callable, Iterable
 import torch
 from torch import nn
 
+from .ranks import Ranks, exchange, rounds, wrap
+from .shards import gathered
+
 # %% ../../nbs/train/03_step.ipynb #31cceaef
 class LossNet(nn.Module):
     "The sum of a model's losses over a batch, as a module that accelerate may wrap."
@@ -50,12 +53,14 @@ def accelerator_for(
     "An Accelerator for this device and format, whatever was made before."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import patch_environment
     check_format(dtype, device)
     shared = AcceleratorState._shared_state
-    if shared and str(shared.get("distributed_type", "")).endswith("NO"):
-        if shared["device"].type != device.type: AcceleratorState._reset_state(reset_partial_state=True)
-        else: shared["_mixed_precision"] = _precision[dtype]
-    return Accelerator(mixed_precision=_precision[dtype], cpu=device.type == "cpu", device_placement=False)
+    if shared and shared["device"].type == device.type: shared["_mixed_precision"] = _precision[dtype]
+    elif shared and str(shared.get("distributed_type", "")).endswith("NO"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+    with patch_environment(accelerate_use_fsdp="false"):        # weights are divided by `wrap`, on every kind of device
+        return Accelerator(mixed_precision=_precision[dtype], cpu=device.type == "cpu", device_placement=False)
 
 # %% ../../nbs/train/03_step.ipynb #c67cbd6d
 def recompute_layers(
@@ -92,12 +97,15 @@ class Engine:
         compile:bool=False, # compile the loss
         zloss:float=0.0, # weight of the z-loss
         recompute:bool=False, # keep only the inputs of the layers, and work the rest out again for the gradient
+        ranks:Ranks=Ranks(), # the processes that train together
     ):
-        self.model, self.device, self.clip, self.torn = model.to(device), device, clip, False
+        self.model, self.device, self.clip, self.torn = model, device, clip, False
+        if not ranks.sharded: model.to(device)      # what is divided moves layer by layer
+        self.ranks, self.tokens = ranks, 0          # tokens of the last update, over all processes
         self.saw_gradient = None                    # called when the gradients are there, before they are clipped
         self.undo = recompute_layers(model) if recompute else lambda: None
         self.accelerator = accelerator_for(device, dtype)
-        self.net = self.accelerator.prepare_model(LossNet(model, compile, zloss), device_placement=False)
+        self.net = wrap(LossNet(model, compile and not ranks.sharded, zloss), self.accelerator, ranks)
         self.plain_optimizer = optimizer(model, lr)
         self.optimizer = self.accelerator.prepare_optimizer(self.plain_optimizer, device_placement=False)
         self.scales = [g["lr"] / lr for g in self.plain_optimizer.param_groups]     # groups may have different rates
@@ -108,13 +116,16 @@ class Engine:
     ) -> tuple: # (loss, norm of the gradient before clipping), tensors of no dimension
         "One step of the weights."
         if not self.model.training: self.net.train()        # whoever looked at the model may have left it in eval mode
-        targets = max(1, sum(b.n_targets for b in batches))
+        mine = sum(b.n_targets for b in batches), sum(b.ids.numel() for b in batches)
+        targets, self.tokens = map(int, self.ranks.total(*mine))
         loss = torch.zeros((), device=self.device)
-        for b in batches:
-            part = self.net(b.to(self.device)) / targets
-            self.accelerator.backward(part)
+        for i, b in enumerate(batches, 1):
+            with exchange(self.net, now=i == len(batches)):
+                part = self.net(b.to(self.device)) / max(1, targets)
+                self.accelerator.backward(part * self.ranks.size)       # the processes' gradients are averaged
             loss += part.detach()
         norm = self._clip()
+        self.ranks.add(loss)
         for g, scale in zip(self.plain_optimizer.param_groups, self.scales): g["lr"] = lr * scale
         self.torn = True                            # whoever counts the step makes it whole again
         self.optimizer.step(); self.optimizer.zero_grad()
@@ -125,8 +136,8 @@ class Engine:
         if self.accelerator.scaler is not None: self.accelerator.scaler.unscale_(self.plain_optimizer)
         if self.saw_gradient is not None: self.saw_gradient()
         params = [p for p in self.model.parameters() if p.grad is not None]
-        if self.clip is None: return nn.utils.get_total_norm([p.grad for p in params])
-        return nn.utils.clip_grad_norm_(params, self.clip)
+        if self.clip is None: return gathered(nn.utils.get_total_norm([p.grad for p in params]))
+        return gathered(nn.utils.clip_grad_norm_(params, self.clip))
 
     def close(self) -> None:
         "Let go of gradients and of accelerate's hold on the model."
@@ -144,11 +155,13 @@ def mean_loss(
     sums, targets = [], 0
     engine.net.eval()
     try:
-        for b in batches:
+        for b in rounds(batches, engine.ranks):
             if stop(): return None
             sums.append(engine.net(b.to(engine.device))); targets += b.n_targets
     finally: engine.net.train()
-    return torch.stack(sums).cpu().double().sum().item() / targets if targets else None
+    mine = torch.stack(sums).cpu().double().sum().item() if sums else 0.0
+    total, targets = engine.ranks.total(mine, targets)
+    return total / targets if targets else None
 
 # %% ../../nbs/train/03_step.ipynb #0300d325
 def out_of_memory(

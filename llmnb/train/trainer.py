@@ -20,8 +20,9 @@ from ..display import Static, line_chart, table
 from ..plugins import registry
 from ..settings import settings
 from .config import TrainConfig, pick_callbacks, pick_optimizer, pick_schedule, train_config
+from .ranks import check_divided, join, lost, merge_last, rescue, rows_each, save_together
 from .run import (RunError, RunFolder, check_writable, free_path, from_spec, locked, newest, next_name,
-                             prune, read_log, save_checkpoint, shown, step_of, to_spec, write_json)
+                             prune, read_log, shown, step_of, to_spec, write_json)
 from .state import (Checkpoints, Controls, LossError, Record, TrainingError, deferred_interrupt,
                                fp32_precision, load_weights, own_numbers, pick_watcher, seed_step)
 from .step import Engine, batch_that_fits, mean_loss, out_of_memory
@@ -36,7 +37,7 @@ class Loop(Controls, Record, Checkpoints):
 
     def _loop(self):
         if self._valid_due(): self.validate()       # one that an interrupt cut short
-        while self.step < self.steps and not self._stop.is_set():
+        while self.step < self.steps and not self._stopping():
             try:
                 if self.step + 1 in self.skipped: self._skip()
                 else: self._keep(*self._update())
@@ -46,25 +47,32 @@ class Loop(Controls, Record, Checkpoints):
                 if not any([c.on_error(self, e) for c in self._watchers if hasattr(c, "on_error")]): raise
             self._since += self._hold()
 
+    def _stopping(self):
+        "Whether to stop here; what one of several processes was told, all do."
+        stop = self.ranks.any(self._stop.is_set())[0]
+        if stop: self._stop.set()
+        return stop
+
     def _update(self, rate=None):
         "One update of the weights: gives the loss, the gradient's norm, the rate, the number of tokens."
         with self._clock("step"):
-            seed_step(self.config.seed, self.step, self._engine.device)
+            seed_step(self.config.seed, self.step, self._engine.device, self.ranks.rank)
             lr = self.lr * self.schedule(self.step) if rate is None else rate
             batches = self._batches()
             loss, norm = self._engine.update(batches, lr)
             self.step += 1; self._engine.torn = False
         if rate is None: self._notify("on_update", loss, norm)      # with a given rate it is only done over again
-        return loss, norm, lr, sum(b.ids.numel() for b in batches)
+        return loss, norm, lr, self._engine.tokens
 
     def _skip(self):
         "A step without an update: its batch was found to do harm."
         self.step += 1; self.log(skipped=True)
 
     def _batches(self):
-        "The parts of the next update: batches number step x accumulate and on."
-        c, first = self.config, self.step * self.config.accumulate
-        return [self.data.batch(first + i, c.batch_size, "train", c.seed) for i in range(c.accumulate)]
+        "The parts of the next update, batches number step x accumulate and on; of several processes, each its share."
+        c, r, first = self.config, self.ranks, self.step * self.config.accumulate
+        share = dict(rank=r.rank, world=r.size) if r.size > 1 else {}
+        return [self.data.batch(first + i, c.batch_size // r.size, "train", c.seed, **share) for i in range(c.accumulate)]
 
     def _valid_due(self):
         if not self.step or not self.data.valid.n_tokens: return False
@@ -78,7 +86,7 @@ class Loop(Controls, Record, Checkpoints):
             for c in self.callbacks:
                 if hasattr(c, "during_valid"): stack.enter_context(c.during_valid(self))
             batches = self.data.valid_batches(self.config.batch_size)
-            loss = mean_loss(self._engine, batches, self._stop.is_set)
+            loss = mean_loss(self._engine, batches, self._stopping)
         if loss is None: return None
         self.valid_loss = loss
         self._notify("on_valid", self.log(valid_loss=loss))
@@ -90,10 +98,12 @@ class Opening(Loop):
     def _start(self, background):
         "Open everything and tell who watches; on an error all is as it was."
         state, engine, self.error = self.state, self._engine, None
-        self._stop.clear(); self._go.set()
-        self._watchers = [*self.callbacks, *pick_watcher(self.callbacks)]
+        self._stop.clear(); self._go.set(); self.interrupted = False
         self._here = threading.current_thread()
         try:
+            self.ranks = join(pick_device(self.config.device))
+            watchers = [*self.callbacks, *(pick_watcher(self.callbacks) if self.ranks.main else [])]
+            self._watchers = [w for w in watchers if self.ranks.main or not getattr(w, "main_only", False)]
             self._open(blocking=not background)
             self.state = "running"
             self._notify("on_start")
@@ -104,38 +114,43 @@ class Opening(Loop):
 
     def _open(self, blocking):
         "The folder, the lock, the device, the first checkpoint."
-        c, enter = self.config, self._stack.enter_context
-        device = pick_device(c.device)
+        c, enter, ranks = self.config, self._stack.enter_context, self.ranks
+        device = ranks.device(pick_device(c.device))
+        rows_each(c.batch_size, ranks.size)
+        if ranks.sharded: check_divided(self.callbacks)
         if self.state == "new" and self._any_folder and self.run.exists():      # another one was faster
             self._place(next_name(self.run))
+        if self.state == "new": self._place(ranks.share(str(self.run)))
         check_writable(self.run)
         self.run.mkdir(parents=True, exist_ok=True)
-        enter(locked(self.run)); enter(fp32_precision(c.fp32_precision))
-        if blocking: enter(own_numbers(device)); enter(deferred_interrupt(self.stop))
+        if ranks.main: enter(locked(self.run))
+        enter(fp32_precision(c.fp32_precision))
+        if blocking: enter(own_numbers(device)); enter(deferred_interrupt(self.interrupt))
         ahead = self._engine is not None            # a checkpoint could not be written: memory is ahead of the disk
         if not ahead:
             dtype = getattr(torch, c.dtype)
             self._engine = Engine(self.model, self.optimizer, self.lr, device, dtype, c.clip, c.compile,
-                                  c.zloss, c.recompute)
+                                  c.zloss, c.recompute, ranks)
             if any(hasattr(w, "on_gradient") for w in self._watchers):
                 self._engine.saw_gradient = lambda: self._notify("on_gradient")
         self._engine.net.train()
         if self.state == "new": self._create()
         elif not ahead or self._engine.torn: self._continue()
-        self.folder.log.cut(self.step)
+        if ranks.main: self.folder.log.cut(self.step)
         self._saved = (-1 if ahead else self.step, time.perf_counter(), 0.0)
 
     def _create(self):
         "A new run folder with the untrained model in it; run.json comes last and makes it a run."
-        if self.folder.trained(): raise RunError(taken(self.run))
-        for p in self.folder.checkpoints(): shutil.rmtree(p)
-        with self._clock("save"): save_checkpoint(self.folder, 0, self._fill)
+        if self.ranks.main and self.folder.trained(): raise RunError(taken(self.run))
+        if self.ranks.main: any(map(shutil.rmtree, self.folder.checkpoints()))
+        with self._clock("save"): save_together(self.folder, 0, self._fill, self.ranks)
+        if not self.ranks.main: return
         if hasattr(getattr(self.data, "tok", None), "save"): self.data.tok.save(self.run/"tokenizer")
         write_json(self.run/"run.json", describe(self))
 
     def _continue(self):
         "Go on from the newest checkpoint; a failed run goes back to it."
-        checkpoint = newest(self.folder)
+        checkpoint = Path(self.ranks.share(str(newest(self.folder)) if self.ranks.main else None))
         if self.state == "failed" or self._engine.torn: self._go_back(checkpoint); self._engine.torn = False
         elif step_of(checkpoint) == self.step: self._resume_optimizer(checkpoint)
         else:
@@ -151,7 +166,7 @@ class Session(Opening):
         self._here, self._since, error = threading.current_thread(), time.perf_counter(), None
         try:
             try: self._loop()
-            except KeyboardInterrupt: self._stop.set()
+            except KeyboardInterrupt: self.interrupt()
             except Exception as e: error = e
             self.error = self._settle(error)
             self._notify("on_end")
@@ -166,11 +181,13 @@ class Session(Opening):
     def _settle(self, error):
         "Bring memory and disk to the same step; gives the error to raise, or None."
         try:
-            if self._engine.torn: self._go_back(newest(self.folder)); self._engine.torn = False
+            if error and self.ranks.size > 1: rescue(self, error)
+            elif self._engine.torn: self._go_back(newest(self.folder)); self._engine.torn = False
             elif not isinstance(error, LossError) and self._saved[0] != self.step: self._save()
             ahead = False
         except Exception as e: error, ahead = error or e, not isinstance(e, LossError)
         self.state = "failed" if error else "done" if self.step >= self.steps and not self._valid_due() else "stopped"
+        if self.state == "done" and self.ranks.sharded: merge_last(self)
         error = explain(self, error) if error else None
         if not ahead: self._engine.close(); self._engine = None
         return error
@@ -187,6 +204,7 @@ def explain(t, error):
     "An error of the training, with the place where the run can go on from."
     said = f"step {t.step + 1} failed ({type(error).__name__}: {error})"
     if isinstance(error, LossError): said = str(error)
+    if lost(error): said = f"another process of this run ended or does not answer (after step {t.step}; {error})"
     if out_of_memory(error):
         said = f"step {t.step + 1} ran out of memory with batch_size = {t.config.batch_size}. {_smaller(t)}"
     kept, place = t.folder.checkpoints(), ""
@@ -200,6 +218,7 @@ def explain(t, error):
 def _smaller(t):
     "The batch size that fits, and how to keep the result."
     c, size = t.config, None
+    if t.ranks.size > 1: return "Halve batch_size and double accumulate in a new run, or take more processes"
     make = lambda n: t.data.batch(0, n, "train", c.seed)
     with suppress(Exception): size = batch_that_fits(t._engine, make, c.batch_size)
     if not size: return "Not even one sequence fits: use a smaller model or a shorter ctx"
