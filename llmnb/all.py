@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
-           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'Trainer', 'Callback', 'launch', 'sweep',
-           'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
+           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt',
+           'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Trainer', 'Callback', 'launch',
+           'sweep', 'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
            'ContrastWith', 'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex',
            'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree',
            'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
            'metric', 'score', 'Score', 'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports',
            'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
            'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'Dashboard', 'show_run', 'watch', 'branch',
-           'reply_tree', 'compare_strategies', 'chat_panel', 'playground', 'Playground']
+           'reply_tree', 'compare_strategies', 'chat_panel', 'playground', 'Playground', 'quantize', 'save_quantized',
+           'load_quantized']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -37,7 +39,11 @@ from .measure.sandbox import run_code
 from .measure.scoring import Score, score
 from .measure.surprise import token_losses
 from .measure.tasks import Answering, CodeWriting, Conversing, Summarization, Translation
+from .model.adapter import adapt
 from .model.config import TransformerConfig
+from .model.drawing import draw
+from .model.heads import ClassHead, MaskedLMHead, SentenceHead, SpanHead, TokenClassHead
+from .model.plan import choose, plan
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
 from .notebook.branches import branch, compare_strategies, reply_tree
@@ -48,6 +54,7 @@ from .notebook.talk import chat_panel
 from .notebook.watch import watch
 from .plugins import registry
 from .settings import settings
+from .shrink.quantize import load_quantized, quantize, save_quantized
 from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
 from .text.tokenizer import Tokenizer
@@ -61,7 +68,8 @@ _all_ = [
     "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
-    "TransformerConfig", "Transformer", "load_model", "save_model",                                                 # model
+    "TransformerConfig", "Transformer", "load_model", "save_model", "plan", "choose", "draw", "adapt",              # model
+    "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
     "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
@@ -71,4 +79,23 @@ _all_ = [
     "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
     "CodeWriting", "Conversing",                                   # measure
     "Dashboard", "show_run", "watch", "branch", "reply_tree", "compare_strategies", "chat_panel","playground", "Playground",                                                            # notebook
+]
+
+# %% ../nbs/notebook/05_all.ipynb #5dbdf71b
+_all_ = [
+    "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
+    "bar_chart", "heat_map", "line_chart", "table", "token_strip",
+    "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
+    "TransformerConfig", "Transformer", "load_model", "save_model", "plan", "choose", "draw", "adapt",              # model
+    "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
+    "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
+    "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
+    "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
+    "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
+    "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
+    "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
+    "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
+    "CodeWriting", "Conversing",                                   # measure
+    "quantize", "save_quantized", "load_quantized",                                                                 # shrink
+    "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
 ]

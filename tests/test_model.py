@@ -2,6 +2,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,6 +211,25 @@ def test_loss_by_rows_equals_the_plain_loss(dtype):
         return out.detach(), *torch.autograd.grad(out / 800, leaves)
     limit = dict(atol=1e-5, rtol=1e-5) if dtype != torch.bfloat16 else dict(atol=1e-2, rtol=0.03)
     for a, b in zip(run(loss_plain), run(loss_by_rows)): assert torch.allclose(a.double(), b.double(), **limit)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the most memory that a process held")
+def test_loss_by_rows_never_holds_all_logits():
+    "As the system counts it, in a process of its own: 2,048 tokens, 50,257 words."
+    script = """
+import sys, torch
+from pathlib import Path
+from llmnb.model import loss
+x, w = (torch.randn(n, 64, requires_grad=True) for n in (2048, 50257))
+y = torch.randint(50257, (2048,))
+def most(): return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+Path("/proc/self/clear_refs").write_text("5")                             # forget the worst moment so far
+before = most()
+getattr(loss, sys.argv[1])(x, w, y).backward()
+print(most() - before)"""
+    def peak(way): return int(subprocess.run([sys.executable, "-c", script, way], capture_output=True, text=True, check=True).stdout)
+    logits = 2048 * 50257 * 4
+    assert peak("loss_by_rows") < 0.7 * logits < 2 * logits < peak("loss_plain")
 
 
 def test_loss_of_parts_is_the_loss_of_the_whole():

@@ -188,6 +188,14 @@ def test_a_report_is_kept_and_compared(model, tok, tmp_path):
     with pytest.raises(KeyError, match="no figure 'bleu'"): a["bleu"]
 
 
+def test_a_bar_where_someone_looks(model, tok, capsys):
+    for task in (TASKS[4], TASKS[5]): task.predict(model, tok, progress=True)
+    shown = capsys.readouterr().err
+    assert "multiple-choice" in shown and "cloze" in shown
+    TASKS[5].predict(model, tok)
+    assert not capsys.readouterr().err                       # nobody looks at a captured page
+
+
 # While training
 
 def test_scores_while_training(tok, tmp_path):
@@ -201,6 +209,10 @@ def test_scores_while_training(tok, tmp_path):
     h = trainer.history
     assert h["cloze accuracy"].dropna().index.size == 3 and h["words"].dropna().tolist() == [7, 7]
     assert h["perplexity"].dropna().iloc[-1] == pytest.approx(perplexity(trainer.model, tok, TEXT), rel=1e-3)
+    from llmnb.notebook.frames import RunPicture
+    picture = RunPicture()
+    for row in trainer.rows: picture.add(row)
+    assert {"cloze accuracy", "words", "perplexity"} <= {name for name, *_ in picture.frame()["probes"]}       # drawn on the dashboard
     for says, wrong in (("every = 0", lambda: Score(words, every=0)), ("task is int", lambda: Score(3))):
         with pytest.raises((ValueError, TypeError), match=says): wrong()
 
@@ -246,3 +258,15 @@ def test_what_the_harness_asks(model, tok):
 ])
 def test_mistakes(model, tok, says, wrong):
     with settings.override(offline=True), pytest.raises((ValueError, TypeError), match=says): wrong(model, tok)
+
+
+def test_from_a_line():
+    "`%llm eval` judges what lies in the notebook."
+    from llmnb.notebook.evaluating import eval_
+    from llmnb.notebook.magics import VerbError
+    class Desk(dict):
+        def put(self, **names): self.update(names)
+    desk = Desk(answers=["a b c d", "x"], right=["a b c d", ["x", "y"]], lines=TEXT)
+    assert "accuracy" in str(eval_(desk, "accuracy", predictions="answers", references="answers")) and "bleu" in str(eval_(desk, "bleu", predictions="answers", references="right"))
+    for says, wrong in (("which metric", lambda: eval_(desk, predictions="answers")), ("of what", lambda: eval_(desk, "bleu")), ("on which examples", lambda: eval_(desk, task="cloze"))):
+        with pytest.raises(VerbError, match=says): wrong()

@@ -13,7 +13,8 @@ ALLOWED = {                                # floor: the floors that it may impor
     "train": {"ground", "text", "model"},
     "decode": {"ground", "text", "model"},
     "measure": {"ground", "text", "model", "train", "decode"},
-    "notebook": {"ground", "text", "model", "train", "decode", "measure"},
+    "shrink": {"ground", "text", "model", "train", "decode"},
+    "notebook": {"ground", "text", "model", "train", "decode", "measure", "shrink"},
 }
 WIDGETS = {"ipywidgets", "anywidget"}      # only the floor `notebook`
 HAND_WRITTEN = {"llmnb", "llmnb._modidx"}  # modules without a notebook

@@ -82,7 +82,7 @@ class Contrastive(Strategy):
 
 # %% ../../nbs/decode/05_contrast.ipynb #86da454c
 class _Twice(Strategy):
-    "The common loop with a second opinion; subclasses say `other(session)` and `mix(logits, other)`."
+    "The common loop with a second opinion; subclasses say `other(session)`, `second(model, prompt_ids)` and `mix(logits, other)`."
     def decode(self, session):
         "The whole loop; yields after each step."
         if session.sliding:
@@ -146,6 +146,8 @@ class ContrastWith(_Twice):
                              f"need the same tokenizer.")
         return _shadow(session, self.model, [r.prompt_ids for r in session.rows])
 
+    def second(self, model, prompt_ids): return self.model, prompt_ids
+
     def mix(self, logits, other):
         "The contrast, among plausible tokens."
         unlikely = logits < logits.amax(-1, keepdim=True) + math.log(self.alpha)
@@ -165,8 +167,10 @@ class Guided(_Twice):
         if self.negative is not None and len(self.negative) == 0:
             raise ValueError("negative is empty; give ids, or None for the last token of the prompt.")
 
-    def other(self, session): return _shadow(session, session.model,
-                                             [list(self.negative or r.prompt_ids[-1:]) for r in session.rows])
+    def other(self, session):
+        return _shadow(session, session.model, [self.second(None, r.prompt_ids)[1] for r in session.rows])
+
+    def second(self, model, prompt_ids): return model, list(self.negative or prompt_ids[-1:])
 
     def mix(self, logits, other):
         "Beyond the difference."

@@ -18,6 +18,7 @@ from .processors import History
 from .refill import beside, join_caches, join_memories
 from .reply import Row
 from .strategies import Draws
+from ..model.reader import quick
 
 # %% ../../nbs/decode/02a_session.ipynb #44329a25
 def next_logits(
@@ -162,6 +163,7 @@ class Session:
         self.batch, firsts = list(rows), [first_ids(model, r) for r in rows]
         self.windows = [Window(r, ids) for r, ids in zip(rows, firsts)]
         self.history = History(left_pad(firsts, _device(model), fill=-1)[0], room=room or 64)
+        self.reader = quick(model)                                       # the same numbers by a shorter way
         self.cache = self.mask = self.last = self.memory = None
         self.forked = False
         self.step, self.seconds, self.began, self.reads = 0, 0.0, 0.0, 0
@@ -190,7 +192,7 @@ class Session:
     def _next(self):
         ids = self.history.ids[:, -1:]
         self.reads += ids.numel()
-        return next_logits(self.model, ids, self._seen(self.cache.length + 1), self.cache, self.memory)
+        return next_logits(self.reader, ids, self._seen(self.cache.length + 1), self.cache, self.memory)
 
     def _seen(self, width):
         "The mask, as wide as is asked for: all that comes is real."
@@ -208,7 +210,7 @@ class Session:
         if self.kept is not None and self.cached and len(ids) == 1 and not self.step: return self._read_on(ids)
         self.cache, self.mask = self._new_cache(*ids.shape), mask if self.cached else None
         self.reads += ids.numel()
-        return next_logits(self.model, ids, mask, self.cache, self.memory)
+        return next_logits(self.reader, ids, mask, self.cache, self.memory)
 
     def _new_cache(self, B, T):
         if not self.cached: return None
@@ -219,7 +221,7 @@ class Session:
         "One row, from where it differs from what is kept."
         self.cache, done = self.open_cache(ids[0].tolist())
         self.reads += ids.shape[1] - done
-        return next_logits(self.model, ids[:, done:], None, self.cache, self.memory)
+        return next_logits(self.reader, ids[:, done:], None, self.cache, self.memory)
 
     def open_cache(self,
         ids:list, # what will be read
@@ -293,7 +295,7 @@ class Session:
         self.history.join(firsts); self.draw.join([s for _, s in fresh])
         cache = self._new_cache(*ids.shape)
         self.reads += ids.numel()
-        new = next_logits(self.model, ids, mask, cache, memory)
+        new = next_logits(self.reader, ids, mask, cache, memory)
         if old is None: self.cache, self.mask, self.memory = cache, mask if self.cached else None, memory; return new
         if memory is not None: self.memory = join_memories(self.memory, memory)
         self._join(B, cache, ids, mask)

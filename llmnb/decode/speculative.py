@@ -15,6 +15,7 @@ from torch import nn
 from .session import DecodeError, evaluating, first_ids, is_pair, next_logits, read_source
 from .processors import Chain, History
 from .strategies import Draws, Greedy, Sample, Strategy, draw_token
+from ..model.reader import quick
 
 # %% ../../nbs/decode/06_speculative.ipynb #ed94f5ca
 def verdict(
@@ -27,7 +28,7 @@ def verdict(
 # %% ../../nbs/decode/06_speculative.ipynb #b3620a69
 class ModelDraft:
     "Guesses of another model."
-    def __init__(self, model): self.model, self.cache = model, None
+    def __init__(self, model): self.model, self.cache = quick(model), None
     def begin(self,
         row, # `llmnb.decode.reply.Row`: what is to be written
     ):
@@ -116,8 +117,8 @@ def _step(how, s, row, first, chooser, drafter):
     n = int(min(how.ahead, row.limit - len(row.ids) - 1, s.ctx - len(ids)))
     with chooser.trying(): guesses, qs = drafter.guess(ids, n, chooser.try_one) if n > 0 else ([], [])
     new = ids[s.cache.length:] + guesses
-    with evaluating(s.model): x = s.model.hidden(_tensor(new, s.model), None, s.cache, **({} if s.memory is None else dict(memory=s.memory)))[0, -len(guesses) - 1:]
-    logits = s.model.unembed(x).float()[:, :s.vocab]
+    with evaluating(s.model): x = s.reader.hidden(_tensor(new, s.model), None, s.cache, **({} if s.memory is None else dict(memory=s.memory)))[0, -len(guesses) - 1:]
+    logits = s.reader.unembed(x).float()[:, :s.vocab]
     taken = 0
     for i in range(len(guesses) + 1):
         last = i == len(guesses)

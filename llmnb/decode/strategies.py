@@ -75,6 +75,9 @@ class Draws:
         self.generators += more
 
 # %% ../../nbs/decode/01_strategies.ipynb #c72ec861
+def _brief(x):                                                           # a model by its kind and size
+    return f"{type(x).__name__}({x.num_parameters() / 1e6:.3g} M)" if hasattr(x, "num_parameters") else repr(x)
+
 class Strategy:
     "How the next token is chosen. Subclasses say `choose`; one that owns the loop says `decode`."
     def choose(self,
@@ -97,7 +100,7 @@ class Strategy:
     def __repr__(self):
         "Only what was set."
         known = fields(self) if is_dataclass(self) else ()
-        said = [f"{f.name}={getattr(self, f.name)!r}" for f in known if getattr(self, f.name) != f.default]
+        said = [f"{f.name}={_brief(getattr(self, f.name))}" for f in known if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(said)})"
 
 # %% ../../nbs/decode/01_strategies.ipynb #ef01a72a

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Surprise', 'LanguageModelling', 'Choice', 'MultipleChoice', 'bar', 'Classifying', 'Cloze', 'SpanAnswering']
 
-# %% ../../nbs/measure/08a_choosing.ipynb #39d9284f
+# %% ../../nbs/measure/08a_choosing.ipynb #a175a963
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from .tasks import Task, _cut_note
 from ..text.answers import best_answers
 from ..text.records import Completion, Labelled, Question, Record
 
-# %% ../../nbs/measure/08a_choosing.ipynb #d5f2651c
+# %% ../../nbs/measure/08a_choosing.ipynb #895bade4
 class Surprise(Metric):
     "Perplexity, loss and bits a byte from the sums of each text: predictions are (nats, tokens, bytes)."
     main, inputs, better = "perplexity", dict(predictions="numbers"), "lower"
@@ -47,7 +47,7 @@ class LanguageModelling(Task):
     def references(self): return None
     def source(self, i): return self.records[i][:300]
 
-# %% ../../nbs/measure/08a_choosing.ipynb #760e4161
+# %% ../../nbs/measure/08a_choosing.ipynb #1a416df4
 @dataclass(frozen=True)
 class Choice(Record):
     "A question with answers to choose from."
@@ -56,12 +56,14 @@ class Choice(Record):
     answer: int # the number of the right one
     def __post_init__(self):
         object.__setattr__(self, "options", tuple(self.options))
-        if len(self.options) < 2: raise ValueError(f"{self.question[:40]!r} has {len(self.options)} options; expected at least two.")
-        if not 0 <= self.answer < len(self.options): raise ValueError(f"answer = {self.answer}; expected 0 to {len(self.options) - 1}.")
+        if len(self.options) < 2:
+            raise ValueError(f"{self.question[:40]!r} has {len(self.options)} options; expected at least two.")
+        if not 0 <= self.answer < len(self.options):
+            raise ValueError(f"answer = {self.answer}; expected 0 to {len(self.options) - 1}.")
 
 _weights = dict(sum=lambda f: 1.0, tokens=lambda f: f[:, 1], bytes=lambda f: f[:, 2])
 
-# %% ../../nbs/measure/08a_choosing.ipynb #24bd6c97
+# %% ../../nbs/measure/08a_choosing.ipynb #b9315da8
 @dataclass(frozen=True, repr=False)
 class MultipleChoice(Task):
     "Choose the likeliest answer. Records are `Choice`s (question, options, number of the right one)."
@@ -85,7 +87,7 @@ class MultipleChoice(Task):
     def judged(self, metric, outputs): return [o["chances" if metric == "ece" else "prediction"] for o in outputs], self.references()
     def source(self, i): return self.records[i].question
 
-# %% ../../nbs/measure/08a_choosing.ipynb #c02004ac
+# %% ../../nbs/measure/08a_choosing.ipynb #16b4247f
 def _softmax(x):
     e = np.exp(x - x.max())
     return e / e.sum()
@@ -95,11 +97,12 @@ def bar(name, total, progress="auto"):
     from llmnb.device import is_captured
     from llmnb.settings import settings
     import sys
-    if progress is False or (progress == "auto" and (is_captured() or settings.ui in ("none", "static") or not sys.stderr.isatty())): return None
+    if progress is False or (progress == "auto" and (is_captured() or settings.ui in ("none", "static") or not sys.stderr.isatty())):
+        return None
     from tqdm.auto import tqdm
     return tqdm(total=total, desc=name, leave=False).update
 
-# %% ../../nbs/measure/08a_choosing.ipynb #2b9b9b7e
+# %% ../../nbs/measure/08a_choosing.ipynb #ca3a6684
 @dataclass(frozen=True, repr=False)
 class Classifying(Task):
     "Name the class of a text. Records are `Labelled`."
@@ -111,7 +114,8 @@ class Classifying(Task):
         super().__post_init__()
         labels = tuple(self.labels or sorted({r.label for r in self.records}, key=str))
         object.__setattr__(self, "labels", labels)
-        if bad := next((r.label for r in self.records if r.label not in labels), None): raise ValueError(f"label {bad!r} is none of {', '.join(map(repr, labels))}.")
+        if bad := next((r.label for r in self.records if r.label not in labels), None):
+            raise ValueError(f"label {bad!r} is none of {', '.join(map(repr, labels))}.")
     def predict(self, model, tok, batch_size=16, seed=None, progress="auto"):
         heads = getattr(getattr(model, "config", None), "head", None)
         chances, notes = (self._by_head if getattr(heads, "labels", None) else self._by_likelihood)(model, tok, batch_size, progress)
@@ -134,7 +138,7 @@ class Classifying(Task):
         return [o["prediction"] for o in outputs], self.references()
     def source(self, i): return self.records[i].text
 
-# %% ../../nbs/measure/08a_choosing.ipynb #be9e6bf8
+# %% ../../nbs/measure/08a_choosing.ipynb #9e3396fe
 def _class_chances(model, objective, rows, tok):
     import torch
     batch = objective.batch(dict(zip(objective.columns, zip(*rows))), tok).to(next(model.parameters()).device)
@@ -142,7 +146,7 @@ def _class_chances(model, objective, rows, tok):
     with torch.inference_mode(): scores = model(batch.ids, mask=batch.mask, **more)
     return scores.float().softmax(-1).cpu().tolist()
 
-# %% ../../nbs/measure/08a_choosing.ipynb #b5071265
+# %% ../../nbs/measure/08a_choosing.ipynb #fac2aa43
 @dataclass(frozen=True, repr=False)
 class Cloze(Task):
     "Write the end of a text. Records are `Completion`s; a string is a text whose last word is asked for."
@@ -160,7 +164,7 @@ class Cloze(Task):
     def references(self): return [1] * len(self)
     def source(self, i): return self.records[i].prompt[-300:] + " …" + self.records[i].completion
 
-# %% ../../nbs/measure/08a_choosing.ipynb #a04a3fc0
+# %% ../../nbs/measure/08a_choosing.ipynb #1a9a481a
 @dataclass(frozen=True, repr=False)
 class SpanAnswering(Task):
     "Find answers in their contexts. Records are `Question`s. For an encoder with a head for begin and end."
@@ -193,7 +197,7 @@ class SpanAnswering(Task):
     def references(self): return [list(r.answers) or [""] for r in self.records]
     def source(self, i): return self.records[i].question
 
-# %% ../../nbs/measure/08a_choosing.ipynb #7f291aa3
+# %% ../../nbs/measure/08a_choosing.ipynb #ec8bd56a
 def _span_scores(model, objective, windows, tok):
     "(begin, end) scores of each window, (T,) each."
     import torch

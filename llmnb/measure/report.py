@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Report', 'save_report', 'load_report', 'compare_reports']
 
-# %% ../../nbs/measure/09_report.ipynb #3d9be149
+# %% ../../nbs/measure/09_report.ipynb #de1a31d9
 import json, math, os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..display import Static, bar_chart, escape, table
 from .metrics import metric
 from .scores import paired
 
-# %% ../../nbs/measure/09_report.ipynb #2e9b4c93
+# %% ../../nbs/measure/09_report.ipynb #6b16314e
 def _shown(x):
     "An answer or a reference in a table."
     if isinstance(x, (list, tuple)): return " | ".join(map(str, x))
@@ -22,7 +22,7 @@ def _shown(x):
 
 def _short(text, most=240): return text if len(text) <= most else text[:most - 2] + " …"
 
-# %% ../../nbs/measure/09_report.ipynb #a0ef7b21
+# %% ../../nbs/measure/09_report.ipynb #82ea92ba
 @dataclass
 class Report:
     "What a model got in a task."
@@ -85,6 +85,7 @@ class Report:
         xs = [e for e in self.each if e is not None and math.isfinite(e)]
         if not xs: return Static("", "nothing to draw")
         low, high = min(xs), max(xs)
+        if low == high: return bar_chart([f"{low:.3g}"], [len(xs)], f"examples by {self.main}")
         width = (high - low) / bins or 1.0
         counts = [0] * bins
         for x in xs: counts[min(bins - 1, int((x - low) / width))] += 1
@@ -95,7 +96,7 @@ class Report:
     def _repr_mimebundle_(self, include=None, exclude=None): return self.show()._repr_mimebundle_()
     def __repr__(self): return str(self.table())
 
-# %% ../../nbs/measure/09_report.ipynb #8132f2b1
+# %% ../../nbs/measure/09_report.ipynb #38e5b5c1
 def _write(path, text):
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,16 +109,18 @@ def _page(report):
     css = "body{font:15px system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}td{white-space:pre-wrap}"
     about = table([dict(what=k, value=str(v)) for k, v in report.about.items()], "about").html
     body = "".join(p.html for p in (report.table(), report.plot(), report.worst(10), report.best(10)))
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report.task)}</title><style>{css}</style><h1>{escape(report.task)}</h1>{body}{about}</html>'
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report.task)}</title><style>{css}</style>'
+    return f"{head}<h1>{escape(report.task)}</h1>{body}{about}</html>"
 
-# %% ../../nbs/measure/09_report.ipynb #42e09179
+# %% ../../nbs/measure/09_report.ipynb #c616b82e
 def save_report(
     report:Report, path, # a .json or .html file, or a folder for both
 ) -> list: # the files
     "Write a report as JSON, as a static page, or both."
     path = Path(path).expanduser()
     files = {".json": [path], ".html": [path]}.get(path.suffix) or [path/"report.json", path/"report.html"]
-    return [_write(f, _page(report) if f.suffix == ".html" else json.dumps(asdict(report), ensure_ascii=False, indent=1)) for f in files]
+    text = lambda f: _page(report) if f.suffix == ".html" else json.dumps(asdict(report), ensure_ascii=False, indent=1)
+    return [_write(f, text(f)) for f in files]
 
 def load_report(
     path, # a .json file, or the folder that holds report.json
@@ -125,18 +128,21 @@ def load_report(
     "Read a report again."
     path = Path(path).expanduser()
     path = path/"report.json" if path.is_dir() else path
-    if not path.is_file(): raise FileNotFoundError(f"no report at {path}; expected the .json file, or its folder, that save_report wrote.")
+    if not path.is_file():
+        raise FileNotFoundError(f"no report at {path}; expected the .json file, or its folder, that save_report wrote.")
     try: return Report(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as e: raise ValueError(f"{path} is no report: {e}. Expected the JSON that save_report writes.") from None
 
-# %% ../../nbs/measure/09_report.ipynb #08488303
+# %% ../../nbs/measure/09_report.ipynb #15cf55bf
 def compare_reports(
     a:Report, b:Report, # of the same task: before and after, one model and another
     samples:int=1000, # resamples of the test
 ) -> Static:
     "For each metric the two figures, their difference, its interval and its p (paired bootstrap)."
     rows, same = [], [m for m in a.figures if m in b.figures]
-    if not same or a.sources != b.sources: raise ValueError(f"the reports are of different examples or metrics: {a.task} and {b.task}; compare needs the same task.")
+    if not same or a.sources != b.sources:
+        raise ValueError(f"the reports are of different examples or metrics: {a.task} and {b.task}; compare needs the same "
+                         "task.")
     for name in same:
         ja, jb = a.judged[name], b.judged[name]
         m = metric(name, **ja["options"])

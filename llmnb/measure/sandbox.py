@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SandboxError', 'Limits', 'Ran', 'sandbox_missing', 'run_code', 'run_codes']
 
-# %% ../../nbs/measure/06a_sandbox.ipynb #6fd7d999
+# %% ../../nbs/measure/06a_sandbox.ipynb #957e0cb2
 import json, os, secrets, selectors, signal, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from time import monotonic
 from .. import LLMNBError
 from . import box
 
-# %% ../../nbs/measure/06a_sandbox.ipynb #c7ff4118
+# %% ../../nbs/measure/06a_sandbox.ipynb #8c48507b
 class SandboxError(LLMNBError, RuntimeError):
     "Generated code cannot be run safely here; the message says what is missing."
 
@@ -31,9 +31,10 @@ class Limits:
     def __post_init__(self):
         least = dict(seconds=0.05, memory=64 << 20, disk=1 << 12, output=1, processes=1)
         for name, low in least.items():
-            if not getattr(self, name) >= low: raise ValueError(f"{name} = {getattr(self, name)!r}; expected at least {low}.")
+            if not getattr(self, name) >= low:
+                raise ValueError(f"{name} = {getattr(self, name)!r}; expected at least {low}.")
 
-# %% ../../nbs/measure/06a_sandbox.ipynb #08a1fda5
+# %% ../../nbs/measure/06a_sandbox.ipynb #9d5e42b9
 @dataclass(frozen=True)
 class Ran:
     "How a program ended."
@@ -50,21 +51,22 @@ class Ran:
         last = (self.stderr if self.stderr.strip() else self.stdout).strip().splitlines()[-1:] or [""]
         return f"Ran({self.status}, {self.seconds:.2f} s" + (f": {last[0][:100]}" if last[0] else "") + ")"
 
-# %% ../../nbs/measure/06a_sandbox.ipynb #7d8fe867
+# %% ../../nbs/measure/06a_sandbox.ipynb #dc225d74
 def _command(source, limits, root, word):
-    python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    seen = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]
-    home = os.path.realpath(sys.base_prefix)
+    seen = "/usr /bin /sbin /lib /lib32 /lib64 /etc/ld.so.cache /dev/null /dev/zero /dev/urandom /dev/random".split()
+    home, most = os.path.realpath(sys.base_prefix), dict(memory=limits.memory, file=limits.disk, disk=limits.disk)
     return json.dumps(dict(root=root, word=word, shown=[*seen, *([] if home.startswith("/usr") else [home])],
-        files={"main.py": source}, command=[python, "-I", "-S", "-B", "/main.py"],
+        files={"main.py": source}, command=[_python(), "-I", "-S", "-B", "/main.py"],
         env=dict(PATH="/usr/bin:/bin", LANG="C.UTF-8", HOME="/box", TMPDIR="/box"),
-        limits=dict(seconds=max(1, int(limits.seconds + 1)), memory=limits.memory, file=limits.disk, disk=limits.disk, files=64, processes=limits.processes)))
+        limits=dict(most, seconds=max(1, int(limits.seconds + 1)), files=64, processes=limits.processes)))
+
+def _python(): return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 def _kill(p):
     try: os.killpg(p.pid, signal.SIGKILL)
     except ProcessLookupError: pass
 
-# %% ../../nbs/measure/06a_sandbox.ipynb #37439b92
+# %% ../../nbs/measure/06a_sandbox.ipynb #90849b27
 def _read(p, limits):
     "(stdout, stderr, why it was ended): read until the end, the time or the limit."
     end, texts, why = monotonic() + limits.seconds, {p.stdout: bytearray(), p.stderr: bytearray()}, None
@@ -86,12 +88,12 @@ def _status(why, code, stderr):
     if code == 128 + signal.SIGXCPU: return "time"
     return "memory" if code == 128 + signal.SIGKILL or stderr.rstrip().split("\n")[-1].startswith("MemoryError") else "error"
 
-# %% ../../nbs/measure/06a_sandbox.ipynb #b4a2ac1d
+# %% ../../nbs/measure/06a_sandbox.ipynb #22ee8639
 def _run(source, limits):
     word, start = secrets.token_hex(16), monotonic()
     with tempfile.TemporaryDirectory(prefix="llmnb-box-") as root:
-        p = subprocess.Popen([os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable), "-I", "-S", "-B", box.__file__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}, cwd=root, start_new_session=True)
+        p = subprocess.Popen([_python(), "-I", "-S", "-B", box.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env={}, cwd=root, start_new_session=True)
         try:
             try: p.stdin.write(_command(source, limits, root, word).encode()); p.stdin.close()
             except BrokenPipeError: pass
@@ -107,7 +109,7 @@ def _why_not(what):
             "that allows them (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, "
             "user.max_user_namespaces above 0), or in a container started with --privileged.")
 
-# %% ../../nbs/measure/06a_sandbox.ipynb #77f104a3
+# %% ../../nbs/measure/06a_sandbox.ipynb #b926755c
 @cache
 def sandbox_missing() -> str|None: # None: all is there
     "What is missing to run generated code safely."
@@ -122,13 +124,14 @@ def run_code(
     **limits, # seconds, memory, disk, output, processes: see `Limits`
 ) -> Ran:
     "Run a program in a box. Raises `SandboxError` where there is none; whatever the program does, it returns."
-    if not isinstance(source, str): raise TypeError(f"source is {type(source).__name__}; expected Python source as a string.")
+    if not isinstance(source, str):
+        raise TypeError(f"source is {type(source).__name__}; expected Python source as a string.")
     if why := sandbox_missing(): raise SandboxError(why)
     try: given = Limits(**limits)
     except TypeError: raise _unknown(limits) from None
     return _run(source, given)
 
-# %% ../../nbs/measure/06a_sandbox.ipynb #e40a953d
+# %% ../../nbs/measure/06a_sandbox.ipynb #2c79d4ed
 def _unknown(limits):
     from llmnb.settings import did_you_mean
     known = list(Limits.__dataclass_fields__)
@@ -141,5 +144,6 @@ def run_codes(
     **limits, # for each
 ) -> list: # of `Ran`, in order
     "Run many programs, several at a time."
-    with ThreadPoolExecutor(workers or max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(workers or cores) as pool:
         return list(pool.map(lambda s: run_code(s, **limits), sources))

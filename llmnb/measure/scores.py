@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'Result', 'sum_rows', 'Metric', 'resampled', 'bounds', 'paired']
 
-# %% ../../nbs/measure/01_scores.ipynb #f52392ba
+# %% ../../nbs/measure/01_scores.ipynb #c2de242c
 import json, math
 
 import evaluate
@@ -14,7 +14,7 @@ from datasets import Features, Sequence, Value
 
 from ..settings import did_you_mean
 
-# %% ../../nbs/measure/01_scores.ipynb #85b3c706
+# %% ../../nbs/measure/01_scores.ipynb #b07bc41b
 class Result(dict):
     "The figures of a metric, by name; `float(result)` is the main one."
     def __init__(self, values, main): super().__init__(values); self.main = main
@@ -30,7 +30,7 @@ class Result(dict):
                          if k not in (self.main, "score", "interval"))
         return f"{self.main} {float(self):.4g} {low_high}" + (f"({rest})" if rest else "")
 
-# %% ../../nbs/measure/01_scores.ipynb #11e56726
+# %% ../../nbs/measure/01_scores.ipynb #1803cf89
 def _text(x):
     if isinstance(x, str): return x
     raise TypeError(f"is {_named(x)}; expected a string")
@@ -46,7 +46,7 @@ def _texts(x):
 
 def _named(x): return "None" if x is None else f"a {type(x).__name__}: {str(x)[:40]!r}"
 
-# %% ../../nbs/measure/01_scores.ipynb #ae232911
+# %% ../../nbs/measure/01_scores.ipynb #150337d9
 def _label(x):
     "A class: text or a whole number, as JSON."
     x = x.item() if hasattr(x, "item") else x
@@ -74,10 +74,11 @@ def _answers(x):
     if isinstance(x, dict) and "answers" in x: x = list(x["answers"]["text"]) or [""]
     return _texts(x)
 
-# %% ../../nbs/measure/01_scores.ipynb #7b1997f3
+# %% ../../nbs/measure/01_scores.ipynb #e5096213
 KINDS = dict(
     text=(_text, Value("string")), texts=(_texts, Sequence(Value("string"))), label=(_label, Value("string")),
-    chances=(_chances, Sequence(Value("float64"))), numbers=(lambda x: [float(v) for v in x], Sequence(Value("float64"))), answer=(_answer, Value("string")),
+    chances=(_chances, Sequence(Value("float64"))), answer=(_answer, Value("string")),
+    numbers=(lambda x: [float(v) for v in x], Sequence(Value("float64"))),
     answers=(_answers, Sequence(Value("string"))))
 
 def _column(name, xs):
@@ -95,7 +96,7 @@ def _checked(name, kind, xs):
         except (TypeError, ValueError) as e: raise type(e)(f"{name}[{i}] {e}.") from None
     return out
 
-# %% ../../nbs/measure/01_scores.ipynb #72f54b67
+# %% ../../nbs/measure/01_scores.ipynb #84a4a856
 def _lengths(columns):
     "All columns equally long, and not empty."
     sizes = {name: len(xs) for name, xs in columns.items()}
@@ -109,7 +110,7 @@ def _lengths(columns):
            if turned else "expected one reference, or one list of references, for each prediction.")
     raise ValueError(f"{said}: {how}")
 
-# %% ../../nbs/measure/01_scores.ipynb #43960d66
+# %% ../../nbs/measure/01_scores.ipynb #b4e021bd
 def sum_rows(
     rows:np.ndarray, # (N, S)
 ) -> np.ndarray: # (S,), each sum as numpy takes it over a list of its own: the mean is np.mean to the last bit
@@ -123,7 +124,7 @@ def _checked_options(cls, options):
     raise ValueError(f"{cls.main} has no option {bad!r}. {did_you_mean(bad, known)}"
                      f"It has: {', '.join(known) or 'none'}, and interval and samples when it computes.")
 
-# %% ../../nbs/measure/01_scores.ipynb #371de150
+# %% ../../nbs/measure/01_scores.ipynb #f1719de1
 class Metric(evaluate.Metric):
     "A metric that looks at its input first and can tell its uncertainty. Subclasses say how."
     main = "score"                                         # the name of the main figure
@@ -179,11 +180,8 @@ class Metric(evaluate.Metric):
 
     def each(self, predictions, references=None, **options) -> list: # floats, one an example
         "The main figure of each example alone."
-        opts, given = {**self.chosen, **_checked_options(type(self), options)}, dict(predictions=predictions, references=references)
-        columns = {k: _column(k, given[k]) for k in self.inputs}
-        _lengths(columns)
-        checked = {k: _checked(k, self.inputs[k], xs) for k, xs in columns.items()}
-        return self._each(checked["predictions"], checked.get("references"), opts)
+        opts = {**self.chosen, **_checked_options(type(self), options)}
+        return self._each(*_pair_columns(self, predictions, references), opts)
     def _each(self, predictions, references, opts):
         rows = self.rows(predictions, references, **opts)
         return [float(self.figures(row, 1, **opts)[self.main]) for row in rows]
@@ -195,7 +193,7 @@ class Metric(evaluate.Metric):
         value = lambda total: self.figures(total, len(rows), **opts)[self.main]
         return bounds([value(t) for t in resampled(rows, samples)], level)
 
-# %% ../../nbs/measure/01_scores.ipynb #5dee794f
+# %% ../../nbs/measure/01_scores.ipynb #57c4b867
 def resampled(
     rows:np.ndarray, # (N, S)
     samples:int=1000, # R
@@ -216,7 +214,7 @@ def bounds(
     skip = int(len(values) * (1 - level) / 2 + 1e-9)
     return float(values[skip]), float(values[len(values) - skip - 1])
 
-# %% ../../nbs/measure/01_scores.ipynb #7992dda0
+# %% ../../nbs/measure/01_scores.ipynb #201a7b2e
 def _p_value(shuffled, seen): return float((np.sum(shuffled > seen) + 1) / (len(shuffled) + 1))
 
 def _swapped(a, b, value, samples, seed):
@@ -224,7 +222,7 @@ def _swapped(a, b, value, samples, seed):
     pick = np.random.default_rng(seed).integers(2, size=(samples, len(a)), dtype=bool).astype(a.dtype)
     return np.abs([value(x) - value(y) for x, y in zip(pick @ a + (1 - pick) @ b, (1 - pick) @ a + pick @ b)])
 
-# %% ../../nbs/measure/01_scores.ipynb #1665efef
+# %% ../../nbs/measure/01_scores.ipynb #7df58761
 def paired(
     metric:Metric, # an additive one
     a, b, # what two systems predicted

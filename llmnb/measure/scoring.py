@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fingerprint', 'score', 'Score']
 
-# %% ../../nbs/measure/10_scoring.ipynb #329c0d41
+# %% ../../nbs/measure/10_scoring.ipynb #bb7c9b24
 import hashlib, json, platform, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .tasks import Task
 from ..plugins import registry
 from ..settings import settings
 
-# %% ../../nbs/measure/10_scoring.ipynb #739bc4d2
+# %% ../../nbs/measure/10_scoring.ipynb #33da6073
 def fingerprint(
     model, tok, task:Task, seed:int, # what the answers depend on
 ) -> str: # 32 hexadecimal digits
@@ -33,7 +33,7 @@ def fingerprint(
     for text in (repr(getattr(model, "config", "")), task.key(), str(seed)): h.update(text.encode("utf-8", "surrogatepass"))
     return h.hexdigest()
 
-# %% ../../nbs/measure/10_scoring.ipynb #8c9e2e77
+# %% ../../nbs/measure/10_scoring.ipynb #3cc356f6
 def _answers(model, tok, task, batch_size, seed, cache, progress):
     "(outputs, notes, seconds, whether they were known already)."
     seed = settings.seed if seed is None else seed
@@ -47,12 +47,13 @@ def _answers(model, tok, task, batch_size, seed, cache, progress):
     if path: _write(path, json.dumps(dict(outputs=outputs, notes=notes, seconds=seconds), ensure_ascii=False))
     return outputs, notes, seconds, False
 
-# %% ../../nbs/measure/10_scoring.ipynb #a8112548
+# %% ../../nbs/measure/10_scoring.ipynb #1fca560b
 def _judge(task, name, outputs, interval, samples):
     "(figures, what was judged) of one metric."
     m = metric(name, **task.options(name))
     predictions, references = task.judged(name, outputs)
-    given = dict(predictions=predictions, **({} if "references" not in getattr(m, "inputs", {"references": 1}) else dict(references=references)))
+    given = dict(predictions=predictions)
+    if "references" in getattr(m, "inputs", ["references"]): given["references"] = references
     sure = dict(interval=interval, samples=samples) if interval and getattr(m, "additive", False) and len(outputs) > 1 else {}
     return dict(m.compute(**given, **sure)), dict(predictions=predictions, references=given.get("references"), options=task.options(name))
 
@@ -60,7 +61,7 @@ def _each(task, name, judged):
     m = metric(name, **task.options(name))
     return m.each(judged["predictions"], judged["references"]) if hasattr(m, "each") else [None] * len(task)
 
-# %% ../../nbs/measure/10_scoring.ipynb #9084b850
+# %% ../../nbs/measure/10_scoring.ipynb #cb4a3362
 def score(
     model, # whatever the task can ask
     tok, # its tokenizer
@@ -77,7 +78,8 @@ def score(
 ) -> Report:
     "Ask a model a task's questions, and judge its answers."
     task = registry("tasks").get(task)() if isinstance(task, str) else task
-    if not hasattr(task, "predict"): raise TypeError(f"task is {type(task).__name__}; expected a task such as Translation(pairs), or the name of one.")
+    if not hasattr(task, "predict"):
+        raise TypeError(f"task is {type(task).__name__}; expected a task such as Translation(pairs), or the name of one.")
     if limit is not None and limit < 1: raise ValueError(f"limit = {limit}; expected at least 1.")
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     task = task.take(limit) if limit else task
@@ -85,11 +87,12 @@ def score(
     for n in names: metric(n, **task.options(n))                # a wrong name is said before the work
     outputs, notes, seconds, known = _answers(model, tok, task, batch_size, seed, cache, progress)
     found = {n: _judge(task, n, outputs, interval, samples) for n in names}
-    about = dict(model=_name(model), seconds=round(seconds, 2), known=known, examples=len(task), seed=seed, machine=f"{platform.machine()}, torch {_torch()}")
+    about = dict(model=_name(model), seconds=round(seconds, 2), known=known, examples=len(task), seed=seed,
+                 machine=f"{platform.machine()}, torch {_torch()}")
     return Report(repr(task), {n: f for n, (f, _) in found.items()}, [task.source(i) for i in range(len(task))],
                   {n: j for n, (_, j) in found.items()}, _each(task, names[0], found[names[0]][1]), about, notes)
 
-# %% ../../nbs/measure/10_scoring.ipynb #6e784033
+# %% ../../nbs/measure/10_scoring.ipynb #77209ce8
 def _name(model):
     config, n = getattr(model, "config", None), sum(p.numel() for p in model.parameters())
     size = f"{n / 1e6:.1f} M" if n >= 1e5 else f"{n:,}"
@@ -99,7 +102,7 @@ def _torch():
     import torch
     return torch.__version__
 
-# %% ../../nbs/measure/10_scoring.ipynb #0fbadc75
+# %% ../../nbs/measure/10_scoring.ipynb #888b1eaf
 class Score:
     "Scores a task, or a few, while a model trains: `Trainer(..., callbacks=[Score(task, tok, every=500)])`."
     order = 25
@@ -114,8 +117,10 @@ class Score:
     ):
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every = {every!r}: expected a whole number of steps from 1, or None.")
-        if not callable(task) and not hasattr(task, "predict"): raise TypeError(f"task is {type(task).__name__}; expected a task, or a function of the model.")
-        self.task, self.tok, self.every, self.metrics, self.limit, self.size, self.name = task, tok, every, metrics, limit, batch_size, name
+        if not callable(task) and not hasattr(task, "predict"):
+            raise TypeError(f"task is {type(task).__name__}; expected a task, or a function of the model.")
+        self.task, self.tok, self.every, self.metrics, self.name = task, tok, every, metrics, name
+        self.limit, self.size = limit, batch_size
 
     def on_step(self, t, row):
         if self.every and row["step"] % self.every == 0: self.take(t, row["step"])
@@ -130,10 +135,11 @@ class Score:
         if not hasattr(self.task, "predict"): return _as_figures(self.task, _quietly(t.model, self.task))
         tok = self.tok if self.tok is not None else getattr(t.data, "tok", None)
         if tok is None: raise ValueError("Score needs the tokenizer: Score(task, tok).")
-        report = score(t.model, tok, self.task, metrics=self.metrics, limit=self.limit, batch_size=self.size, interval=None, cache=False, progress=False)
+        report = score(t.model, tok, self.task, metrics=self.metrics, limit=self.limit, batch_size=self.size,
+                       interval=None, cache=False, progress=False)
         return {metric(n).main: float(found[metric(n).main]) for n, found in report.figures.items()}
 
-# %% ../../nbs/measure/10_scoring.ipynb #ebf78ce5
+# %% ../../nbs/measure/10_scoring.ipynb #4e30c22e
 def _quietly(model, fn):
     "A function of the model in evaluation mode, without gradients."
     import torch

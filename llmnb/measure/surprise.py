@@ -6,7 +6,7 @@
 __all__ = ['TokenLosses', 'token_losses', 'text_losses', 'pieces_of', 'pseudo_perplexity', 'pair_perplexity', 'PerplexityMetric',
            'BitsPerByte']
 
-# %% ../../nbs/measure/00a_surprise.ipynb #7906bec4
+# %% ../../nbs/measure/00a_surprise.ipynb #c527af21
 import math
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from ..text.objectives import _mask_id, decoder_batch
 from ..text.records import Pair, as_record
 from ..text.targets import _fill, _frame
 
-# %% ../../nbs/measure/00a_surprise.ipynb #504d399c
+# %% ../../nbs/measure/00a_surprise.ipynb #21eea96a
 @torch.inference_mode()
 def _each_loss(model, ids, labels):
     "(B, T): nats of each label; 0 where there is none."
@@ -34,7 +34,7 @@ def _padded(rows):
     pad = lambda xs, fill: torch.nn.utils.rnn.pad_sequence(xs, True, fill)
     return pad([x for x, *_ in rows], 0), pad([y for _, y, *_ in rows], -100)
 
-# %% ../../nbs/measure/00a_surprise.ipynb #1cb94d3c
+# %% ../../nbs/measure/00a_surprise.ipynb #9930f3b4
 @dataclass(frozen=True)
 class TokenLosses:
     "How surprising each token of a text was."
@@ -59,7 +59,7 @@ class TokenLosses:
         return token_strip(self.pieces, [(l or 0) / top for l in self.losses], tips, f"{self.loss:.2f} nats a token")
     def _repr_mimebundle_(self, include=None, exclude=None): return self.show()._repr_mimebundle_()
 
-# %% ../../nbs/measure/00a_surprise.ipynb #727802e0
+# %% ../../nbs/measure/00a_surprise.ipynb #679d1198
 def token_losses(
     model, tok, # as for `perplexity`; a causal model
     text:str, # one text
@@ -78,7 +78,7 @@ def token_losses(
     pieces = [tok.decode([i]) for i in own]
     return TokenLosses(own, pieces, losses if bos else [None, *losses])
 
-# %% ../../nbs/measure/00a_surprise.ipynb #336a2def
+# %% ../../nbs/measure/00a_surprise.ipynb #899f6896
 def text_losses(
     model, tok, # as for `perplexity`; a causal model
     texts, # strings
@@ -99,7 +99,7 @@ def text_losses(
                     sums[i][0] += nats; sums[i][1] += n
     return np.array([[nats, n, size] for (nats, n), size in zip(sums, sizes)])
 
-# %% ../../nbs/measure/00a_surprise.ipynb #46e0255c
+# %% ../../nbs/measure/00a_surprise.ipynb #c0ae5122
 def pieces_of(
     n:int, # tokens in the text
     room:int, # tokens a window
@@ -116,7 +116,7 @@ def pieces_of(
     owner = far.argmax(0)
     return [(a, b, np.flatnonzero(owner == k).tolist()) for k, (a, b) in enumerate(spans) if (owner == k).any()]
 
-# %% ../../nbs/measure/00a_surprise.ipynb #bd89901b
+# %% ../../nbs/measure/00a_surprise.ipynb #db095259
 def _hidden_rows(tok, ids, room, stride, mask_id):
     "(ids with one hidden, its place, what it was), for each token of a text."
     before = len(_frame(tok, [])) - 1
@@ -139,7 +139,7 @@ def _asked(model, rows):
     else: logits = getattr(out := model(x, mask), "logits", out)[line, at]
     return -logits.float().log_softmax(-1)[line, goal]
 
-# %% ../../nbs/measure/00a_surprise.ipynb #968767e9
+# %% ../../nbs/measure/00a_surprise.ipynb #f8392907
 def pseudo_perplexity(
     model, # an encoder with a masked-LM head
     tok, # its tokenizer, with a mask token
@@ -157,7 +157,8 @@ def pseudo_perplexity(
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     total, tokens, sizes = 0.0, 0, []
     def rows():
-        for ids in _encoded(tok, _sized(texts, sizes), False, []): yield from _hidden_rows(tok, ids.tolist(), room, stride, mask_id)
+        for ids in _encoded(tok, _sized(texts, sizes), False, []):
+            yield from _hidden_rows(tok, ids.tolist(), room, stride, mask_id)
     with evaluating(model):
         for part in _groups(rows(), batch_size): total += float(_asked(model, part).sum()); tokens += len(part)
     if not tokens: raise ValueError("nothing to measure: no text has a token.")
@@ -169,7 +170,7 @@ def _sized(texts, sizes):
         if isinstance(text, str): sizes.append(len(text.encode()))
         yield text
 
-# %% ../../nbs/measure/00a_surprise.ipynb #7be5f3f7
+# %% ../../nbs/measure/00a_surprise.ipynb #01bfddac
 def pair_perplexity(
     model, # an encoder-decoder
     tok, # its tokenizer
@@ -187,7 +188,7 @@ def pair_perplexity(
     if not tokens: raise ValueError("nothing to measure: no pairs.")
     return Perplexity(total / tokens, tokens, sum(sizes))
 
-# %% ../../nbs/measure/00a_surprise.ipynb #10c603a5
+# %% ../../nbs/measure/00a_surprise.ipynb #cf64a1ed
 def _sides(model, tok, pairs, sizes):
     "Ids of both sides, with their ends; adds up the bytes of the targets."
     ctx = getattr(model.config, "ctx", None) or math.inf
@@ -195,7 +196,9 @@ def _sides(model, tok, pairs, sizes):
         pair = as_record(Pair, pair, f"pair {i}")
         sides = [[*tok.encode(t), tok.eos_id] for t in (pair.source, pair.target)]
         for name, ids in zip(("source", "target"), sides):
-            if len(ids) > ctx: raise ValueError(f"the {name} of pair {i} has {len(ids)} tokens with its end, but the context is {ctx}; leave it out or shorten it.")
+            if len(ids) > ctx:
+                raise ValueError(f"the {name} of pair {i} has {len(ids)} tokens with its end, but the context is {ctx}; "
+                                 "leave it out or shorten it.")
         sizes.append(len(pair.target.encode()))
         yield sides
 
@@ -203,7 +206,7 @@ def _decoder_start(model, tok):
     start = model.config.arch.start
     return start if start is not None else tok.bos_id if tok.bos_id is not None else tok.eos_id
 
-# %% ../../nbs/measure/00a_surprise.ipynb #31968bd6
+# %% ../../nbs/measure/00a_surprise.ipynb #c9a43997
 class PerplexityMetric(Metric):
     "Perplexity of texts under a causal model; also the loss (nats a token) and bits a byte."
     main, inputs, better = "perplexity", dict(predictions="text"), "lower"

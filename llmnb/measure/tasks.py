@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'fit_prompts', 'Written', 'Translation', 'Summarization', 'Answering', 'Conversing', 'CodeWriting']
 
-# %% ../../nbs/measure/08_tasks.ipynb #f55737e0
+# %% ../../nbs/measure/08_tasks.ipynb #80ad79d6
 import json
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from ..decode.strategies import Greedy, Sample
 from .code import Problem, function_body, human_eval_problems
 from ..text.records import Dialogue, Pair, Question, as_record
 
-# %% ../../nbs/measure/08_tasks.ipynb #13fac603
+# %% ../../nbs/measure/08_tasks.ipynb #2b5107b9
 @dataclass(frozen=True, repr=False)
 class Task:
     "Examples, how a model is asked about them, and the metrics for its answers."
@@ -61,21 +61,22 @@ class Task:
         "Options of a metric that this task wants."
         return {}
 
-# %% ../../nbs/measure/08_tasks.ipynb #44836707
+# %% ../../nbs/measure/08_tasks.ipynb #91988562
 def fit_prompts(
     model, prompts, new, # ids of each prompt; tokens that the answer may have
 ) -> tuple: # (prompts, how many were cut)
     "Prompts that leave room for an answer."
     ctx = getattr(getattr(model, "config", None), "ctx", None)
     if ctx is None: return prompts, 0
-    if is_pair(model): return [p if len(p) < ctx else [*p[:ctx - 2], p[-1]] for p in prompts], sum(len(p) >= ctx for p in prompts)
+    if is_pair(model):
+        return [p if len(p) < ctx else [*p[:ctx - 2], p[-1]] for p in prompts], sum(len(p) >= ctx for p in prompts)
     room = ctx - new
     if room < 1: raise ValueError(f"max_new_tokens = {new} leaves no room for a prompt in the context of {ctx}.")
     return [p[-room:] for p in prompts], sum(len(p) > room for p in prompts)
 
 def _cut_note(cut, n): return [f"{cut} of {n} prompts were longer than the context, and were cut."] if cut else []
 
-# %% ../../nbs/measure/08_tasks.ipynb #cb7ac180
+# %% ../../nbs/measure/08_tasks.ipynb #57c066a3
 @dataclass(frozen=True, repr=False)
 class Written(Task):
     "A task whose answers are generated."
@@ -107,10 +108,11 @@ class Written(Task):
         prompts, cut = fit_prompts(model, [self.prompt(model, tok, r) for r in self.records], most)
         ends = [tok.turn_end_id] if self.chat and tok.turn_end_id is not None else []
         stop = (*ends, *(() if is_pair(model) or self.chat else self.stop))
-        out = generate(model, tok, prompts, max_new_tokens=most, strategy=self.strategy, stop=stop, seed=seed, batch_size=batch_size, progress=progress)
+        out = generate(model, tok, prompts, max_new_tokens=most, strategy=self.strategy, stop=stop, seed=seed,
+                       batch_size=batch_size, progress=progress)
         return [dict(prediction=self.clean(g.text), tokens=len(g.ids)) for g in out], _cut_note(cut, len(prompts))
 
-# %% ../../nbs/measure/08_tasks.ipynb #d35d8861
+# %% ../../nbs/measure/08_tasks.ipynb #7fd81b2c
 @dataclass(frozen=True, repr=False)
 class Translation(Written):
     "Translate. Records are `Pair`s or (source, target)."
@@ -133,7 +135,7 @@ class Answering(Written):
     def references(self): return [list(r.answers) or [""] for r in self.records]
     def source(self, i): return self.records[i].question
 
-# %% ../../nbs/measure/08_tasks.ipynb #570f3bf9
+# %% ../../nbs/measure/08_tasks.ipynb #f367150c
 @dataclass(frozen=True, repr=False)
 class Conversing(Written):
     "Give the last answer of a conversation. Records are `Dialogue`s that end with the assistant's turn."
@@ -142,14 +144,15 @@ class Conversing(Written):
     def __post_init__(self):
         super().__post_init__()
         for i, r in enumerate(self.records):
-            if len(r.messages) < 2 or r.messages[-1]["role"] != "assistant": raise ValueError(f"record {i} does not end with an answer of the assistant after something else.")
+            if len(r.messages) < 2 or r.messages[-1]["role"] != "assistant":
+                raise ValueError(f"record {i} does not end with an answer of the assistant after something else.")
     def prompt(self, model, tok, r):
         if not self.chat: return tok.encode("\n".join(m["content"] for m in r.messages[:-1]) + "\n")
         return tok.encode_chat(list(r.messages[:-1]), prompt=True)
     def references(self): return [r.messages[-1]["content"] for r in self.records]
     def source(self, i): return self.records[i].messages[-2]["content"]
 
-# %% ../../nbs/measure/08_tasks.ipynb #68b58c85
+# %% ../../nbs/measure/08_tasks.ipynb #b38f68d2
 @dataclass(frozen=True, repr=False)
 class CodeWriting(Written):
     "Write functions that pass tests. Records are `Problem`s; by default HumanEval."
@@ -163,17 +166,20 @@ class CodeWriting(Written):
     name, metrics, reads = "code", ("pass-at-k",), Problem
     def __post_init__(self):
         if self.records is None: object.__setattr__(self, "records", human_eval_problems())
-        if max(self.k) > self.attempts: raise ValueError(f"k = {self.k} needs at least {max(self.k)} attempts; attempts = {self.attempts}.")
-        if self.strategy is None: object.__setattr__(self, "strategy", Greedy() if self.attempts == 1 else Sample(temperature=0.8, top_p=0.95))
+        if max(self.k) > self.attempts:
+            raise ValueError(f"k = {self.k} needs at least {max(self.k)} attempts; attempts = {self.attempts}.")
+        usual = Greedy() if self.attempts == 1 else Sample(temperature=0.8, top_p=0.95)
+        if self.strategy is None: object.__setattr__(self, "strategy", usual)
         super().__post_init__()
     def prompt(self, model, tok, r): return tok.encode(r.prompt.rstrip("\n") + "\n")
     def predict(self, model, tok, batch_size=16, seed=None, progress="auto"):
-        many = replace(self, records=[r for r in self.records for _ in range(self.attempts)], attempts=max(self.k), strategy=self.strategy)
+        many = replace(self, records=[r for r in self.records for _ in range(self.attempts)])
         out, notes = Written.predict(many, model, tok, batch_size, seed, progress)
         texts = [function_body(o["prediction"]) for o in out]
         return [dict(prediction=texts[i * self.attempts:(i + 1) * self.attempts]) for i in range(len(self.records))], notes
     def clean(self, text): return text
     def references(self): return [f"{r.tests}\ncheck({r.entry})" for r in self.records]
-    def judged(self, metric, outputs): return [[r.prompt + a for a in o["prediction"]] for r, o in zip(self.records, outputs)], self.references()
+    def judged(self, metric, outputs):
+        return [[r.prompt + a for a in o["prediction"]] for r, o in zip(self.records, outputs)], self.references()
     def source(self, i): return self.records[i].prompt
     def options(self, metric): return dict(k=tuple(self.k), seconds=self.seconds)

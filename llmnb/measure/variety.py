@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ngrams', 'Distinct', 'SelfBLEU', 'loop_at_end', 'Repetition']
 
-# %% ../../nbs/measure/04_variety.ipynb #d5c7296a
+# %% ../../nbs/measure/04_variety.ipynb #9149c54d
 from collections import Counter
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from .overlap import BLEU, Words
 from .scores import Metric
 
-# %% ../../nbs/measure/04_variety.ipynb #1d0c5898
+# %% ../../nbs/measure/04_variety.ipynb #b0029053
 def ngrams(
     words:list, # tokens
     n:int, # how many together
@@ -21,7 +21,7 @@ def ngrams(
     "All n-grams of a list, in order."
     return list(zip(*(words[i:] for i in range(n))))
 
-# %% ../../nbs/measure/04_variety.ipynb #8740358d
+# %% ../../nbs/measure/04_variety.ipynb #4142fe6f
 class Distinct(Metric):
     "Different n-grams among all, from 0 to 1, for n = 1 to `n`, over all texts together; and the mean over single texts."
     main, inputs = "distinct_2", dict(predictions="text")
@@ -40,7 +40,7 @@ class Distinct(Metric):
     def _each(self, predictions, references, opts):
         return [float(self.figures(row[None], 1, **opts)[self.main]) for row in self.rows(predictions, **opts)]
 
-# %% ../../nbs/measure/04_variety.ipynb #84e05df7
+# %% ../../nbs/measure/04_variety.ipynb #508ff913
 def _two_largest(counts):
     "n-gram -> (largest count, which text has it, largest among the others)."
     top = {}
@@ -54,7 +54,7 @@ def _others(counts, i, top):
     "The counts of text i cut to the most that any other text has."
     return {g: min(v, top[g][2] if top[g][1] == i else top[g][0]) for g, v in counts[i].items()}
 
-# %% ../../nbs/measure/04_variety.ipynb #e7cf6cc7
+# %% ../../nbs/measure/04_variety.ipynb #da53c127
 class SelfBLEU(Metric):
     "Mean BLEU of each text against all others, 0 to 100; lower is more varied. At least two texts."
     main, inputs, better = "self_bleu", dict(predictions="text"), "lower"
@@ -70,7 +70,7 @@ class SelfBLEU(Metric):
         return np.array([[_one(theirs, counts, i, top, lengths, n)] for i in range(len(words))])
     def figures(self, total, count, **_): return dict(self_bleu=float(total[0] / count))
 
-# %% ../../nbs/measure/04_variety.ipynb #c484140d
+# %% ../../nbs/measure/04_variety.ipynb #cf749bea
 def _one(theirs, counts, i, top, lengths, n):
     "BLEU of a text against the others, from its counts."
     hits, total, length = [0] * n, [0] * n, lengths[i]
@@ -79,7 +79,7 @@ def _one(theirs, counts, i, top, lengths, n):
     near = min((l for j, l in enumerate(lengths) if j != i), key=lambda l: (abs(l - length), l))
     return theirs._compute_score_from_stats([length, near, *hits, *total]).score
 
-# %% ../../nbs/measure/04_variety.ipynb #e242532d
+# %% ../../nbs/measure/04_variety.ipynb #f754e2d1
 def loop_at_end(
     words:list, # tokens
     times:int=3, # how often in a row

@@ -127,7 +127,7 @@ class Adapted(nn.Module):
     @property
     def not_available(self) -> list:
         "What llmnb's own models can do and this one cannot."
-        out = ["save_model, GGUF and ONNX: use theirs.save_pretrained", "with_head, quantize, prune: they rebuild llmnb's own blocks",
+        out = ["GGUF and ONNX: save_model writes the transformers folder", "with_head, quantize, prune: they rebuild llmnb's own blocks",
                "document masks: pass one text a row"]
         if not self.layers: out.append("hooks: no list of blocks was found")
         if self.new_cache() is None: out.append("a cache: this model keeps another kind of state, so everything is read anew")

@@ -40,16 +40,17 @@ def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:tor
     "The loss, and its gradients: made in `dtype`, summed in float32 or wider."
     w, wide = weight.to(dtype), torch.promote_types(dtype, torch.float32)
     dx, dw, db = torch.empty_like(x), torch.zeros_like(weight, dtype=wide), x.new_zeros(len(weight), dtype=wide)
-    total = torch.zeros((), dtype=wide, device=x.device)
+    total, rows = torch.zeros((), dtype=wide, device=x.device), max(1, min(rows, len(x)))
+    place, room = (torch.empty(rows, len(weight), dtype=t, device=x.device) for t in (dtype, wide))   # for all slices
     for i in range(0, len(x), rows):
         part, real = x[i:i+rows].to(dtype), (labels[i:i+rows] != -100)[:, None]
         target = labels[i:i+rows, None].clamp(min=0)
-        logits = part @ w.T
+        logits = torch.mm(part, w.T, out=place[:len(part)])
         if bias is not None: logits = logits.to(wide) + bias
         if softcap is not None: logits = cap_logits(logits.to(wide), softcap)
         if zloss: norm = logits.to(wide).logsumexp(-1, keepdim=True)
         slope = None if softcap is None else 1 - (logits / softcap).square()
-        d = logits.log_softmax(-1, dtype=wide)
+        d = torch.log_softmax(logits, -1, dtype=wide, out=room[:len(part)])
         loss = d.gather(1, target) * (smoothing - 1)
         if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
         if zloss: loss = loss + zloss * norm.square()
@@ -62,7 +63,8 @@ def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:tor
         if bias is not None: db += (d * real).sum(0)
         d = d.to(dtype)
         dx[i:i+rows] = (d @ w) * real                                       # rows that nobody asks about: zeroed where they are short
-        dw += d.T @ (part * real)
+        if dtype == wide: dw.addmm_(d.T, part * real)
+        else: dw += d.T @ (part * real)
     return total, dx, dw, db
 
 @_by_rows.register_fake

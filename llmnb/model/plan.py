@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TOKENS_PER_PARAMETER', 'USEFUL_EPOCHS', 'TASKS', 'kept_bytes', 'train_bytes', 'decode_bytes', 'count',
-           'training_rate', 'Plan', 'plan_for', 'plan', 'Advice', 'Choice', 'count_tokens', 'choose']
+           'training_rate', 'Plan', 'plan_for', 'plan', 'Advice', 'Chosen', 'count_tokens', 'choose']
 
 # %% ../../nbs/model/07_plan.ipynb #8fae9b2d
-import hashlib, json, os, time
+import hashlib, json, os, re, time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def training_rate(
     dtype = pick_dtype(dtype, device)
     small = config.replace(layers=2, width=min(config.width, 1024), heads=min(config.heads, 16), kv_heads=None, head_size=None,
                            mlp_width=None, vocab_size=min(config.vocab_size, 8192), ctx=min(config.ctx, 512), dropout=0.0)
-    key = hashlib.sha256(f"{probe(device).hardware} {torch.__version__} {dtype} {small.to_json()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{probe(device).device} {torch.__version__} {dtype} {small.to_json()}".encode()).hexdigest()[:16]
     path = settings.cache_path / f"rate-{key}.json"
     with suppress(OSError, ValueError, TypeError, KeyError): return float(json.loads(path.read_text())["rate"])
     rate = _measured_rate(small, device, dtype)
@@ -113,6 +113,17 @@ def _measured_rate(config, device, dtype, seconds=1.5):
     return model.flops_per_token() * ids.numel() / min(times[1:])
 
 # %% ../../nbs/model/07_plan.ipynb #53252afb
+_sizes = dict(k=1e3, m=1e6, g=1e9, b=1e9, t=1e12)
+_pathlike = re.compile(r"\S*\.[A-Za-z]\w{0,6}|\S+/\S*")
+
+def _number(
+    x, # 124e6, "124M", "1.5B" or "8 GB"
+): # a float; what is no such text comes back as it is
+    "A number from the way people write sizes."
+    found = re.fullmatch(r"\s*([\d.]+)\s*(?:([kKmMgGtTbB])[bB]?)?\s*", x) if isinstance(x, str) else None
+    try: return float(found[1]) * _sizes.get((found[2] or "").lower(), 1.0) if found else x
+    except ValueError: return x
+
 def _short(n, unit=""):
     for size, letter in ((1e12, "T"), (1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "k")):
         if n >= size: return f"{n/size:.3g} {letter}{unit}"
@@ -171,6 +182,7 @@ def plan_for(
 
 # %% ../../nbs/model/07_plan.ipynb #21d464f9
 def plan(
+    config:TransformerConfig=None, # this one, whatever it costs; or instead, one of:
     *,
     parameters:float=None, # about so many
     tokens:float=None, # so much text to train on
@@ -183,18 +195,22 @@ def plan(
     device=None, dtype=None, # where, and the format of the products
     rate:float=None, # FLOP/s that training reaches; measured if None
 ) -> Plan:
-    "The size that fits, and what it costs. Exactly one of parameters, tokens, memory and hours is given."
+    "The size that fits, and what it costs. A configuration, or exactly one of parameters, tokens, memory and hours."
     asked = {k: v for k, v in dict(parameters=parameters, tokens=tokens, memory=memory, hours=hours).items() if v is not None}
-    if len(asked) != 1:
-        raise ValueError(f"plan() got {', '.join(asked) or 'nothing'}; expected exactly one of parameters, tokens, memory and hours.")
+    if len(asked) + (config is not None) != 1:
+        got = ", ".join(["a configuration"] * (config is not None) + list(asked)) or "nothing"
+        raise ValueError(f"plan() got {got}; expected a configuration, or exactly one of parameters, tokens, memory and hours.")
+    if config is not None: return plan_for(getattr(config, "config", config), batch_size, device, dtype, rate)
     (what, wanted), = asked.items()
+    wanted = _number(wanted)
     if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not wanted > 0:
-        raise ValueError(f"{what} = {wanted!r}; expected a number above 0.")
-    def cost(n):
+        raise ValueError(f"{what} = {wanted!r}; expected a number above 0, or text such as '124M'.")
+    def cost(n, rate=rate if what == "hours" else rate or 1.0):          # only for hours the search needs to know how fast
         c = TransformerConfig.from_depth(n, family=family, vocab_size=vocab_size, ctx=ctx)
         return plan_for(c, batch_size, device, dtype, rate)
-    if what in ("parameters", "tokens"): return _nearest(cost, wanted if what == "parameters" else wanted / TOKENS_PER_PARAMETER)
-    return _deepest(cost, "train_memory" if what == "memory" else "hours", wanted, what)
+    if what in ("parameters", "tokens"): best = _nearest(cost, wanted if what == "parameters" else wanted / TOKENS_PER_PARAMETER)
+    else: best = _deepest(cost, "train_memory" if what == "memory" else "hours", wanted, what)
+    return plan_for(best.config, batch_size, device, dtype, rate)
 
 def _nearest(cost, wanted, deepest=96):
     "The plan whose parameters are nearest, as a ratio."
@@ -248,7 +264,7 @@ TASKS = dict(
 )
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     "Which model for a task, and why."
     task: str
     start: str # "from scratch" or "tune"
@@ -261,11 +277,11 @@ class Choice:
         "The advice as a table."
         return table([dict(question=q, answer=a) for q, a in self.reasons], title=f"A model for {self.task}: {self.start}")
     def _repr_html_(self): return self.summary().html
-    def __repr__(self): return f"Choice({self.task}: {self.start}; " + "; ".join(a for _, a in self.reasons) + ")"
+    def __repr__(self): return f"Chosen({self.task}: {self.start}; " + "; ".join(a for _, a in self.reasons) + ")"
 
 # %% ../../nbs/model/07_plan.ipynb #e4a4d0b2
 def count_tokens(
-    data, # tokens, a text, texts, a corpus, a file's path, or a `TextData`
+    data, # tokens (also "3M"), bytes ("20 MB"), a text, texts, a corpus, a file's path, or a `TextData`
 ) -> float:
     "How many tokens there are, about; four bytes of text make one."
     if isinstance(data, (int, float)) and not isinstance(data, bool): return float(data)
@@ -273,6 +289,9 @@ def count_tokens(
     if isinstance(data, (str, Path)):
         with suppress(OSError, ValueError):
             if Path(data).is_file(): return Path(data).stat().st_size / 4
+        if isinstance(size := _number(data), float): return size / 4 if re.search("[kmgt]b$", data.strip().lower()) else size
+        if isinstance(data, Path) or _pathlike.fullmatch(data):
+            raise FileNotFoundError(f"data = {str(data)!r} looks like a file, but there is none; its texts serve too, or a number.")
         return len(str(data).encode()) / 4
     if isinstance(data, Iterable): return sum(len(str(x).encode()) for x in data) / 4
     raise TypeError(f"data is {type(data).__name__}; expected a number of tokens, texts, a corpus, a path or a TextData.")
@@ -284,25 +303,28 @@ def choose(
     hours:float=1.0, # to train for
     rate:float=None, # FLOP/s that training reaches; measured if None
     **changes, # vocab_size, ctx: as for `plan`
-) -> Choice:
+) -> Chosen:
     "Which architecture and size fits a task, and why. Raises `ValueError` for an unknown task, which names the nearest."
     name = str(task).lower().replace("_", " ").strip()
     name = dict(qa="question answering", summarization="summarisation", search="embedding", chat="dialogue").get(name, name)
     if name not in TASKS: raise ValueError(f"task = {task!r} is not known. {did_you_mean(name, TASKS)}There are: {', '.join(TASKS)}.")
     advice, tokens = TASKS[name], 0.0 if data is None else count_tokens(data)
     given = dict(family=advice.family, device=device, rate=rate, **changes)
-    by_time = plan(hours=hours, **given)
+    try: by_time = plan(hours=hours, **given)
+    except ValueError: by_time = plan(parameters=1, **given)             # the smallest is too large for the time: said below
     by_data = plan(parameters=max(1.0, USEFUL_EPOCHS * tokens / advice.per_parameter), **given)
     best = min(by_time, by_data, key=lambda p: p.parameters) if tokens else by_time
     scratch = tokens >= advice.enough
     limit = "data" if best is by_data and by_data.parameters < by_time.parameters else "time"
+    late = "" if best.hours <= hours else f"; all of its {_short(best.tokens)} tokens would take {_hours(best.hours)}"
     kind = "an encoder-decoder" if best.config.arch.pair else "a decoder" if best.config.arch.causal else "an encoder"
     asked = f"{_short(tokens)} tokens" if tokens else "no data was named"
     reasons = [("which architecture", f"{kind}: {advice.why}"),
                ("from scratch or tuned", f"{asked}, and from scratch wants about {_short(advice.enough)}: " +
                 ("from scratch" if scratch else f"tune {advice.tune}")),
-               ("how large, from scratch", f"{_short(best.parameters)} parameters, {best.config.layers} layers: the {limit} allows no more "
-                f"({_hours(hours)} here; {USEFUL_EPOCHS} passes over the data)"),
+               ("how large, from scratch", f"{_short(best.parameters)} parameters in {best.config.layers} "
+                f"layer{'s' * (best.config.layers > 1)}: the {limit} allows no more "
+                f"({_hours(hours)} here; {USEFUL_EPOCHS} passes over the data){late}"),
                ("batches", advice.objective)]
     if not scratch: reasons.append(("honestly", "from scratch this data would teach spelling and style, little else"))
-    return Choice(name, "from scratch" if scratch else "tune", best.config, advice.objective, tuple(reasons), best)
+    return Chosen(name, "from scratch" if scratch else "tune", best.config, advice.objective, tuple(reasons), best)

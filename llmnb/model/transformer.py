@@ -147,7 +147,8 @@ class Transformer(Model, Stack):
 
     def unembed(self, x, mask=None) -> torch.Tensor:
         "Hidden states (..., D) to logits (..., V), or what else the head makes of them."
-        return self.tap(self.head(x, self.embed.weight, mask), "logits")
+        embed = None if getattr(self.head, "packed", False) else self.embed.weight       # a packed head has its own
+        return self.tap(self.head(x, embed, mask), "logits")
 
     def loss(self,
         batch, # .ids (B, T), .labels with -100 where nothing is asked; may have .mask, .positions, .types, .docs, .src ...

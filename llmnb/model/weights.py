@@ -127,6 +127,9 @@ def save_model(
 
 # %% ../../nbs/model/06_weights.ipynb #f1b611a2
 def _write(model, folder, tok, max_shard_size):
+    if hasattr(model, "theirs"):                                         # adapted: it is transformers' own
+        model.theirs.save_pretrained(folder, max_shard_size=max_shard_size)
+        return tok.save(folder) if tok is not None else None
     c, layout = model.config, layout_of(model.config)
     ids = {f"{n}_token_id": getattr(tok, f"{n}_id", None) for n in ("bos", "eos", "pad")}
     config = dict(model_type=layout.model_type or c.family, architectures=[layout.architecture_of(c)], **ids,
@@ -172,6 +175,9 @@ def _move(temporary, folder):
 _single = (".gguf", ".onnx")
 
 def _save_file(model, file, tok):
+    if hasattr(model, "theirs"):
+        raise WeightsError(f"{file}: an adapted {type(model.theirs).__name__} has no table of names for this format; "
+                           "save_model(model, folder) writes it as transformers does.")
     if file.suffix == ".gguf":
         from llmnb.model.ggufs import save_gguf
         return save_gguf(model, file, tok)

@@ -6,7 +6,7 @@
 __all__ = ['LOST', 'meeting_place', 'environment', 'Team', 'what_happened', 'lay_out', 'check_launch', 'catch_up', 'launch']
 
 # %% ../../nbs/train/07b_launch.ipynb #49d83d14
-import os, queue, signal, socket, subprocess, sys, tempfile, threading, time
+import os, queue, signal, socket, subprocess, sys, tempfile, threading, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,7 +156,8 @@ def check_launch(t, size, fsdp) -> None:
     if not _ours(t.model):
         raise RankError(f"a {type(t.model).__name__} cannot be made again from a folder; launch(function, processes={size}) "
                         "trains it where the function makes model, data and Trainer, and calls fit().")
-    if not getattr(t.data, "path", None): raise RankError("the data is in no folder; TextData.pack(texts, tok, path=...) makes one.")
+    if not getattr(t.data, "path", None):
+        raise RankError("the data is in no folder; TextData.pack(texts, tok, path=...) makes one.")
     if fsdp: check_divided(t.callbacks)
     if fsdp and t.config.dtype == "float16": raise RankError("dtype = float16 does not go with strategy='fsdp'; use bfloat16.")
 
@@ -174,7 +175,11 @@ def catch_up(
 def _launch_trainer(t, size, fsdp, env):
     check_launch(t, size, fsdp)
     lay_out(t)
-    list(_recipes(t.run, t.folder.config))
+    said = t.folder.config
+    list(_recipes(t.run, said))
+    if left := said.get("callbacks_not_stored"):
+        warnings.warn(f"the processes train without {', '.join(left)}: a folder cannot name them. Launch a function that makes "
+                      "the Trainer with them.", stacklevel=3)
     store, port = meeting_place()
     team = Team([sys.executable, "-m", "llmnb.train", str(t.run)], size, env(port))
     try: team.watch()
@@ -182,8 +187,9 @@ def _launch_trainer(t, size, fsdp, env):
     said = what_happened(team)
     if said is None or team.interrupted: return t
     t.state = "failed"
-    raise TrainingError(f"{said.rstrip('.')}. The last checkpoint is '{shown(newest(t.folder))}'; launch(trainer, processes={size}) "
-                        f"goes on from there, Trainer.reopen('{shown(t.run)}').fit() in one process.")
+    raise TrainingError(f"{said.rstrip('.')}. The last checkpoint is '{shown(newest(t.folder))}'; "
+                        f"launch(trainer, processes={size}) goes on from there, "
+                        f"Trainer.reopen('{shown(t.run)}').fit() in one process.")
 
 # %% ../../nbs/train/07b_launch.ipynb #1cf7b652
 def _launch_function(function, args, size, env):
@@ -205,7 +211,7 @@ def launch(
     threads:int|None=None, # of each process on a CPU; by default they share the cores
     timeout:float=600.0, # seconds that processes wait for one that does not answer
 ): # the Trainer, brought up to date; of a function, a list of what each process returned
-    "Train with several processes on this machine. Raises `TrainingError` or `RankError` with the traceback of the one that failed."
+    "Train with several processes on this machine. Errors have the traceback of the process that failed."
     import torch
     if strategy not in ("ddp", "fsdp"):
         raise ValueError(f"strategy = {strategy!r}: expected 'ddp' or 'fsdp'. {did_you_mean(strategy, ('ddp', 'fsdp'))}")

@@ -101,7 +101,8 @@ def read_shards(
         if not key.startswith(prefix): continue
         mine = like(key.removeprefix(prefix)) if like else None
         fits = mine is not None and tuple(mine.shape) == tuple(m.size)
-        wanted[key] = torch.zeros_like(mine, dtype=m.properties.dtype) if fits else torch.zeros(m.size, dtype=m.properties.dtype)
+        dtype = m.properties.dtype
+        wanted[key] = torch.zeros_like(mine, dtype=dtype) if fits else torch.zeros(m.size, dtype=dtype)
     together = any(hasattr(t, "full_tensor") for t in wanted.values())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")

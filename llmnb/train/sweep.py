@@ -97,10 +97,13 @@ def run_trial(
     trial:Trial, # with state "new" or "stopped"
 ) -> Trial:
     "Train one point, or go on with it, and keep the result."
-    t = Trainer.reopen(trial.run) if (trial.run/"run.json").exists() else make_trainer(**trial.values, run=trial.run)
-    if not isinstance(t, Trainer): raise TypeError(f"make_trainer gave a {type(t).__name__}; expected a Trainer that has not started.")
+    there = (trial.run/"run.json").exists()
+    t = Trainer.reopen(trial.run) if there else make_trainer(**trial.values, run=trial.run)
+    if not isinstance(t, Trainer):
+        raise TypeError(f"make_trainer gave a {type(t).__name__}; expected a Trainer that has not started.")
     if Path(t.run) != trial.run.absolute():
-        raise SweepError(f"the trainer's run is '{shown(t.run)}', not the '{shown(trial.run)}' that make_trainer was given; hand on run=run.")
+        raise SweepError(f"the trainer's run is '{shown(t.run)}', not the '{shown(trial.run)}' that make_trainer was given; "
+                         "hand on run=run.")
     try: t.fit(); trial.state = "stopped" if t.interrupted else "done"
     except LossError as e: trial.state, trial.error = "failed", str(e).split(". ")[0]
     trial.loss, trial.seconds = _result(t) if trial.state == "done" else None, round(t.seconds, 3)
@@ -109,17 +112,20 @@ def run_trial(
 
 # %% ../../nbs/train/08_sweep.ipynb #c6a8e7b0
 def _check(make_trainer, space, how, trials):
-    if how not in searches: raise SweepError(f"how = {how!r}: expected {', '.join(searches)}. {did_you_mean(how, searches)}".strip())
+    if how not in searches:
+        raise SweepError(f"how = {how!r}: expected {', '.join(searches)}. {did_you_mean(how, searches)}".strip())
     if not isinstance(space, dict) or not space: raise SweepError("space: expected a dict, such as dict(lr=[1e-3, 3e-3]).")
     takes = inspect.signature(make_trainer).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     for k, v in space.items():
         if not free and k not in takes:
             raise SweepError(f"make_trainer takes no {k!r}. {did_you_mean(k, takes)}It takes: {', '.join(takes)}.")
-        if isinstance(v, Between) and how == "grid": raise SweepError(f"{k} = {v}: a grid needs a list of values; how='random' takes ranges.")
+        if isinstance(v, Between) and how == "grid":
+            raise SweepError(f"{k} = {v}: a grid needs a list of values; how='random' takes ranges.")
         if not isinstance(v, Between) and (isinstance(v, str) or not hasattr(v, "__len__") or not len(v)):
             raise SweepError(f"{k} = {v!r}: expected a list of values, or Between(low, high).")
-    if not free and "run" not in takes: raise SweepError("make_trainer takes no 'run': the folder that each trial's Trainer gets.")
+    if not free and "run" not in takes:
+        raise SweepError("make_trainer takes no 'run': the folder that each trial's Trainer gets.")
     if how != "grid" and trials is None: raise SweepError(f"how = {how!r} has no end of its own: give trials=..., such as 20.")
 
 def _open(folder, space, how, seed):
@@ -195,7 +201,8 @@ class Sweep:
     def table(self): # DataFrame
         "One line a trial, best first."
         import pandas as pd
-        rows = [{**t.values, "loss": t.loss, "state": t.state, "seconds": t.seconds, "run": t.run.name} for t in self.trials]
+        line = lambda t: {**t.values, "loss": t.loss, "state": t.state, "seconds": t.seconds, "run": t.run.name}
+        rows = [line(t) for t in self.trials]
         return pd.DataFrame(rows).sort_values("loss", na_position="last", ignore_index=True) if rows else pd.DataFrame()
 
     def curves(self,

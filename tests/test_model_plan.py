@@ -1,0 +1,48 @@
+"What a size costs, which model a task asks for, and models that llmnb has no family for."
+import pytest
+import torch
+
+from llmnb.model.config import TransformerConfig
+from llmnb.model.layouts import WeightsError
+from llmnb.model.transformer import Transformer
+from llmnb.model.weights import load_model, save_model
+
+V = 97
+
+
+def draw(): return torch.randint(0, V, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_plan_measures_the_machine_once(monkeypatch):
+    import llmnb.model.plan as plans
+    config = TransformerConfig.llama("tiny", vocab_size=61, ctx=18, width=40, layers=1, heads=2)     # no other test's
+    measured = []
+    real = plans._measured_rate
+    monkeypatch.setattr(plans, "_measured_rate", lambda *a: measured.append(a) or real(*a, seconds=0.01))
+    first, again = plans.plan(config), plans.plan(Transformer(config))
+    assert len(measured) == 1 and first == again and first.rate > 0 and first.hours > 0
+    assert first.parameters == Transformer(config).num_parameters()
+
+
+def test_sizes_may_be_written_as_people_write_them(tmp_path):
+    from llmnb.model.plan import choose, count_tokens, plan
+    assert plan(parameters="1.5M", rate=1e11) == plan(parameters=1.5e6, rate=1e11)
+    assert plan(memory="0.2 GB", rate=1e11) == plan(memory=2e8, rate=1e11)
+    assert (count_tokens("20 MB"), count_tokens("3M"), count_tokens("1.5B"), count_tokens("to be!!!")) == (5e6, 3e6, 1.5e9, 2)
+    (tmp_path / "a.txt").write_text("x" * 40)
+    assert count_tokens(tmp_path / "a.txt") == 10
+    with pytest.raises(FileNotFoundError, match="'b.txt' looks like a file"): count_tokens("b.txt")
+    with pytest.raises(ValueError, match="parameters = 'many'"): plan(parameters="many", rate=1e11)
+    slow = choose("dialogue", data="3M", rate=1e6)                       # a machine too slow even for the smallest still gets advice
+    assert slow.config.layers == 1 and "would take" in slow.reasons[2][1]
+
+
+@torch.no_grad()
+def test_an_adapted_model_is_saved_as_its_own(tmp_path):
+    from transformers import GPTJConfig, GPTJForCausalLM
+    from llmnb.model.adapter import adapt, load_adapted
+    model, ids = adapt(GPTJForCausalLM(GPTJConfig(vocab_size=V, n_embd=32, n_layer=1, n_head=4, rotary_dim=8, n_positions=64)).eval()), draw()
+    assert torch.equal(load_adapted(save_model(model, tmp_path / "m"))(ids), model(ids))
+    with pytest.raises(WeightsError, match="model_type = 'gptj'.*adapt"): load_model(tmp_path / "m")
+    for file in ("m.gguf", "m.onnx"):
+        with pytest.raises(WeightsError, match="adapted GPTJForCausalLM has no table"): save_model(model, tmp_path / file)
