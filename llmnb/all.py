@@ -13,9 +13,9 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
            'metric', 'score', 'Score', 'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports',
            'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
-           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'Dashboard', 'show_run', 'watch', 'branch',
-           'reply_tree', 'compare_strategies', 'chat_panel', 'playground', 'Playground', 'quantize', 'save_quantized',
-           'load_quantized']
+           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized',
+           'Dashboard', 'show_run', 'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies',
+           'chat_panel']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -63,25 +63,7 @@ from .train.launch import launch
 from .train.sweep import Between, Sweep, sweep
 from .train.trainer import Trainer
 
-# %% ../nbs/notebook/05_all.ipynb #5dbdf71b
-_all_ = [
-    "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
-    "bar_chart", "heat_map", "line_chart", "table", "token_strip",
-    "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
-    "TransformerConfig", "Transformer", "load_model", "save_model", "plan", "choose", "draw", "adapt",              # model
-    "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
-    "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
-    "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
-    "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
-    "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
-    "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
-    "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
-    "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
-    "CodeWriting", "Conversing",                                   # measure
-    "Dashboard", "show_run", "watch", "branch", "reply_tree", "compare_strategies", "chat_panel","playground", "Playground",                                                            # notebook
-]
-
-# %% ../nbs/notebook/05_all.ipynb #5dbdf71b
+# %% ../nbs/notebook/05_all.ipynb #c8163b72
 _all_ = [
     "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
@@ -97,5 +79,5 @@ _all_ = [
     "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
     "CodeWriting", "Conversing",                                   # measure
     "quantize", "save_quantized", "load_quantized",                                                                 # shrink
-    "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
+    "Dashboard", "show_run", "watch", "playground", "Playground", "branch", "reply_tree", "compare_strategies", "chat_panel",
 ]
