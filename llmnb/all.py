@@ -9,15 +9,15 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Keep', 'KeepBest', 'EarlyStop',
            'EMA', 'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe', 'Norms', 'Memory', 'Profile',
            'show_profile', 'Track', 'lr_find', 'lora', 'freeze', 'merge', 'unmerge', 'drop', 'without_adapters',
-           'save_adapter', 'load_adapter', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep', 'Between', 'generate',
-           'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
-           'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
-           'Chat', 'fill', 'refine', 'Tree', 'beam_tree', 'speculation_strip', 'perplexity', 'bits_per_byte',
-           'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score', 'token_losses',
-           'run_code', 'save_report', 'load_report', 'compare_reports', 'LanguageModelling', 'Translation',
-           'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice', 'Classifying', 'Cloze', 'CodeWriting',
-           'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'Dashboard', 'show_run', 'watch', 'playground',
-           'Playground', 'branch', 'reply_tree', 'compare_strategies', 'chat_panel']
+           'save_adapter', 'load_adapter', 'DPO', 'Preference', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep',
+           'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith',
+           'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar',
+           'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree', 'speculation_strip', 'perplexity',
+           'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score',
+           'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports', 'LanguageModelling',
+           'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice', 'Classifying', 'Cloze',
+           'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'Dashboard', 'show_run',
+           'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies', 'chat_panel']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -65,6 +65,7 @@ from .train.averages import EMA, load_averaged
 from .train.callbacks import Callback, EarlyStop, KeepBest, SampleText
 from .train.guard import Guard
 from .train.launch import launch
+from .train.preference import DPO, Preference
 from .train.lora import drop, freeze, lora, merge, unmerge, without_adapters
 from .train.sweep import Between, Sweep, sweep
 from .train.lr_find import lr_find
@@ -82,7 +83,7 @@ _all_ = [
     "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
     "Keep", "KeepBest", "EarlyStop", "EMA", "load_averaged", "Guard", "SampleText", "Every", "Probe", "Norms", "Memory",
     "Profile", "show_profile", "Track", "lr_find",
-    "lora", "freeze", "merge", "unmerge", "drop", "without_adapters", "save_adapter", "load_adapter",
+    "lora", "freeze", "merge", "unmerge", "drop", "without_adapters", "save_adapter", "load_adapter", "DPO", "Preference",
     "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",

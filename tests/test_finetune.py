@@ -14,6 +14,7 @@ from llmnb.text.batches import CausalLM, TextData
 from llmnb.text.tokenizer import Tokenizer
 from llmnb.train.adapters import load_adapter, save_adapter
 from llmnb.train.lora import (AdapterError, adapted, drop, freeze, lora, merge, projections, unmerge, without_adapters)
+from llmnb.train.preference import DPO, Preference, dpo_loss, log_probs
 from llmnb.train.state import copy_weights
 from llmnb.train.trainer import Trainer
 
@@ -208,3 +209,71 @@ def test_a_packed_run_is_reopened_with_its_base(tmp_path, data):
     assert whole.history["loss"].iloc[-1] < whole.history["loss"].iloc[0]
     snap = whole.snapshot()
     assert torch.equal(whole.snapshot(into=snap)(IDS.clamp(max=20)), whole.model.eval()(IDS.clamp(max=20)))
+
+
+KIND = [Preference(f"say {a} {b}: ", f"{b} good", f"{a} bad") for a in "abcdef" for b in "ghijkl"]
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory):
+    tok = Tokenizer.train(["say abcdefghijkl: good bad " * 5], vocab_size=64, kind="char")
+    return TextData.pack(KIND, tok, objective=DPO(ctx=24, beta=0.5), path=tmp_path_factory.mktemp("d")/"data", valid=0.2)
+
+
+def test_dpo_is_the_formula(choices):
+    "Token by token, with two models, in float64."
+    tok, objective, base, model = choices.tok, choices.objective, make(seed=4).double(), stir(lora(make(seed=4), seed=1)).double()
+    rows = [r for rs in objective.encode(KIND[:3], tok) for r in rs]
+    batch = objective.batch(dict(zip(objective.columns, map(list, zip(*rows)))), tok)
+    def log_p(m, prompt, answer):
+        ids, answer = tok.encode(prompt), [*tok.encode(answer), tok.eos_id]
+        table = m(torch.tensor([ids + answer]))[0].log_softmax(-1)
+        return sum(table[len(ids) + i - 1, t] for i, t in enumerate(answer))
+    plain = 0
+    for r in KIND[:3]:
+        margin = (log_p(model, r.prompt, r.chosen) - log_p(base, r.prompt, r.chosen)) - (log_p(model, r.prompt, r.rejected) - log_p(base, r.prompt, r.rejected))
+        plain = plain - torch.log(1 / (1 + torch.exp(-0.5 * margin)))
+    names, params = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad])
+    assert torch.allclose(batch.loss(model).double(), plain, atol=1e-5) and batch.n_targets == 3
+    for n, a, b in zip(names, torch.autograd.grad(batch.loss(model), params), torch.autograd.grad(plain, params)):
+        assert torch.allclose(a, b, atol=1e-5), n
+    with pytest.raises(AdapterError, match="lora"): batch.loss(base)
+    assert len(log_probs(model, batch)) == 6
+
+
+def test_dpo_of_a_tie_is_log_2():
+    z = torch.randn(5)
+    assert torch.allclose(dpo_loss(z, z, z, z), torch.tensor(2.0).log().expand(5))
+
+
+def test_a_preference_run_learns_and_goes_on_bit_for_bit(tmp_path, choices):
+    begin = lambda name: Trainer(lora(make(seed=5), rank=4), choices, steps=8, batch_size=6, lr=3e-2, seed=2, device="cpu", dtype="float32", run=tmp_path/name)
+    whole, part = begin("whole").fit(), begin("part")
+    part.callbacks.append(Stop(4)); part.fit()
+    again = Trainer.reopen(tmp_path/"part", callbacks=[]).fit()
+    assert again.history["loss"].tolist() == whole.history["loss"].tolist()
+    assert whole.history["loss"].iloc[0] == pytest.approx(0.6931, abs=1e-3) and whole.valid_loss < 0.6
+
+
+def test_a_preference_in_a_chat():
+    tok = Tokenizer.train(["user: assistant: hello good bad\n" * 5], vocab_size=300)
+    (ids, other, learn, _), = DPO(chat=True).encode([Preference("hello", "good", "bad")], tok)[0]
+    assert "good" in tok.decode(ids[slice(*learn)]) and "hello" not in tok.decode(ids[slice(*learn)])
+    assert DPO(ctx=2).encode([Preference("hello hello hello", "good", "bad")], tok) == [[]]
+
+
+def test_the_chat_objective_teaches_the_adapters_only_what_the_assistant_says(tmp_path):
+    from llmnb.text.records import Dialogue
+    from llmnb.text.targets import Chat
+    talks = [Dialogue.of(f"what is {c}?", f"{c} is a letter", "and more?", "no") for c in "abcdefgh"]
+    tok = Tokenizer.train([m["content"] for d in talks for m in d.messages], vocab_size=300)
+    data = TextData.pack(talks, tok, objective=Chat(ctx=120), path=tmp_path/"chats", valid=0.2)
+    b = data.batch(0, 2)
+    said = tok.decode(b.labels[b.labels >= 0].tolist())
+    assert "is a letter" in said and "what is" not in said
+    begin = lambda name: Trainer(lora(make(vocab_size=tok.vocab_size, ctx=128, seed=5), rank=4), data, steps=6, batch_size=2, lr=2e-2, seed=2,
+                                 device="cpu", dtype="float32", run=tmp_path/name)
+    whole, part = begin("whole").fit(), begin("part")
+    part.callbacks.append(Stop(3)); part.fit()
+    again = Trainer.reopen(tmp_path/"part", callbacks=[]).fit()
+    assert again.history["loss"].tolist() == whole.history["loss"].tolist() and whole.history["loss"].iloc[-1] < whole.history["loss"].iloc[0]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_peft', 'peft_config', 'save_adapter', 'load_adapter', 'is_tuned', 'save_tuning', 'load_tuning']
 
-# %% ../../nbs/train/09a_adapters.ipynb #95ad9e32
+# %% ../../nbs/train/09a_adapters.ipynb #12f8e796
 import json, os
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import nn
 from ..model.weights import layout_of
 from .lora import AdapterError, adapted, lora, projections, _linears
 
-# %% ../../nbs/train/09a_adapters.ipynb #b1902e66
+# %% ../../nbs/train/09a_adapters.ipynb #13617309
 _prefix, _kinds = "base_model.model.", dict(A="lora_A.weight", B="lora_B.weight", length="lora_magnitude_vector")
 
 def _parts(model): return {p.name: p for m in adapted(model).values() for p in m.parts.values()}
@@ -32,7 +32,7 @@ def to_peft(
             if t is not None: out[f"{_prefix}{name}.{their}"] = t.detach()[rows[k]].contiguous().cpu()
     return out
 
-# %% ../../nbs/train/09a_adapters.ipynb #a9eb2468
+# %% ../../nbs/train/09a_adapters.ipynb #8a62d200
 def peft_config(
     model:nn.Module, # with adapters
     base:str|None=None, # where the model lies that they belong to
@@ -61,7 +61,7 @@ class _bare:
         inner = tuple(f"{n}." for n in adapted(self.model))
         return [(n, m) for n, m in self.model.named_modules() if not (inner and n.startswith(inner))]
 
-# %% ../../nbs/train/09a_adapters.ipynb #534160de
+# %% ../../nbs/train/09a_adapters.ipynb #53dd79db
 def save_adapter(
     model:nn.Module, # with adapters
     folder, # made if it is not there
@@ -81,7 +81,7 @@ def save_adapter(
     put("adapter_config.json", lambda f: f.write_text(json.dumps(config, indent=2)))
     return folder
 
-# %% ../../nbs/train/09a_adapters.ipynb #5ba89993
+# %% ../../nbs/train/09a_adapters.ipynb #59faed0c
 def load_adapter(
     model:nn.Module, # the model that they belong to; changed in place
     folder, # with adapter_config.json and adapter_model.safetensors
@@ -111,7 +111,7 @@ def _checked(said, folder):
                                "give a whole model that load_model reads.")
     return said
 
-# %% ../../nbs/train/09a_adapters.ipynb #5f20f91f
+# %% ../../nbs/train/09a_adapters.ipynb #0bc74a73
 def _names(model, found, folder):
     "Name in the file -> name in our tables: a bare model's files leave the prefix off."
     every = {p[0] for n, m in _linears(model).items() for p in projections(model, n, m.out_features)}
@@ -135,7 +135,7 @@ def _fill(model, tensors, names, folder):
         if ours == "A": p.copy_(t)
         else: p[parts[names[name]].order.to(p.device)] = t.to(p)
 
-# %% ../../nbs/train/09a_adapters.ipynb #f3acdf45
+# %% ../../nbs/train/09a_adapters.ipynb #c47cb740
 _file = "tuning.safetensors"
 
 def is_tuned(folder) -> bool:

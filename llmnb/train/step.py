@@ -29,7 +29,9 @@ class LossNet(nn.Module):
         self.model = model
         fast = partial(model.loss, zloss=zloss) if zloss else model.loss
         self.fast = torch.compile(fast) if compile else fast
-    def forward(self, batch): return (self.fast if self.training else self.model.loss)(batch, reduction="sum")
+    def forward(self, batch):
+        if hasattr(batch, "loss"): return batch.loss(self.model)            # pairs, for instance: a batch may bring its own
+        return (self.fast if self.training else self.model.loss)(batch, reduction="sum")
 
 # %% ../../nbs/train/03_step.ipynb #7be655c4
 _precision = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
