@@ -1762,6 +1762,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'llmnb.model.parity': { 'llmnb.model.parity.Parity': ('model/parity.html#parity', 'llmnb/model/parity.py'),
                                     'llmnb.model.parity.Parity.__repr__': ('model/parity.html#parity.__repr__', 'llmnb/model/parity.py'),
                                     'llmnb.model.parity.Parity.ok': ('model/parity.html#parity.ok', 'llmnb/model/parity.py'),
+                                    'llmnb.model.parity._alone': ('model/parity.html#_alone', 'llmnb/model/parity.py'),
                                     'llmnb.model.parity._ask_ours': ('model/parity.html#_ask_ours', 'llmnb/model/parity.py'),
                                     'llmnb.model.parity._ask_theirs': ('model/parity.html#_ask_theirs', 'llmnb/model/parity.py'),
                                     'llmnb.model.parity._cached': ('model/parity.html#_cached', 'llmnb/model/parity.py'),
