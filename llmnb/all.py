@@ -15,8 +15,8 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score', 'token_losses',
            'run_code', 'save_report', 'load_report', 'compare_reports', 'LanguageModelling', 'Translation',
            'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice', 'Classifying', 'Cloze', 'CodeWriting',
-           'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'Dashboard', 'show_run', 'playground',
-           'Playground']
+           'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'Dashboard', 'show_run', 'watch', 'playground',
+           'Playground', 'branch', 'reply_tree', 'compare_strategies', 'chat_panel']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -47,9 +47,12 @@ from .model.heads import ClassHead, MaskedLMHead, SentenceHead, SpanHead, TokenC
 from .model.plan import choose, plan
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
+from .notebook.branches import branch, compare_strategies, reply_tree
 from .notebook.dashboard import Dashboard
 from .notebook.frames import show_run
 from .notebook.playground import Playground, playground
+from .notebook.talk import chat_panel
+from .notebook.watch import watch
 from .plugins import registry
 from .settings import settings
 from .shrink.quantize import load_quantized, quantize, save_quantized
@@ -67,7 +70,7 @@ from .train.trackers import Track
 from .train.trainer import Trainer
 from .train.watches import Every, Memory, Norms, Probe, Profile, show_profile
 
-# %% ../nbs/notebook/05_all.ipynb #5dbdf71b
+# %% ../nbs/notebook/05_all.ipynb #c8163b72
 _all_ = [
     "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
@@ -85,5 +88,5 @@ _all_ = [
     "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
     "CodeWriting", "Conversing",                                   # measure
     "quantize", "save_quantized", "load_quantized",                                                                 # shrink
-    "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
+    "Dashboard", "show_run", "watch", "playground", "Playground", "branch", "reply_tree", "compare_strategies", "chat_panel",
 ]
