@@ -8,7 +8,8 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt',
            'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Keep', 'KeepBest', 'EarlyStop',
            'EMA', 'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe', 'Norms', 'Memory', 'Profile',
-           'show_profile', 'Track', 'lr_find', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep', 'Between', 'generate',
+           'show_profile', 'Track', 'lr_find', 'lora', 'freeze', 'merge', 'unmerge', 'drop', 'without_adapters',
+           'save_adapter', 'load_adapter', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep', 'Between', 'generate',
            'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
            'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
            'Chat', 'fill', 'refine', 'Tree', 'beam_tree', 'speculation_strip', 'perplexity', 'bits_per_byte',
@@ -59,10 +60,12 @@ from .shrink.quantize import load_quantized, quantize, save_quantized
 from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
 from .text.tokenizer import Tokenizer
+from .train.adapters import load_adapter, save_adapter
 from .train.averages import EMA, load_averaged
 from .train.callbacks import Callback, EarlyStop, KeepBest, SampleText
 from .train.guard import Guard
 from .train.launch import launch
+from .train.lora import drop, freeze, lora, merge, unmerge, without_adapters
 from .train.sweep import Between, Sweep, sweep
 from .train.lr_find import lr_find
 from .train.run import Keep
@@ -79,6 +82,7 @@ _all_ = [
     "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
     "Keep", "KeepBest", "EarlyStop", "EMA", "load_averaged", "Guard", "SampleText", "Every", "Probe", "Norms", "Memory",
     "Profile", "show_profile", "Track", "lr_find",
+    "lora", "freeze", "merge", "unmerge", "drop", "without_adapters", "save_adapter", "load_adapter",
     "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
