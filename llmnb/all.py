@@ -13,7 +13,7 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
            'metric', 'score', 'Score', 'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports',
            'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
-           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized',
+           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune',
            'Dashboard', 'show_run', 'playground', 'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
@@ -50,6 +50,7 @@ from .notebook.frames import show_run
 from .notebook.playground import Playground, playground
 from .plugins import registry
 from .settings import settings
+from .shrink.prune import prune
 from .shrink.quantize import load_quantized, quantize, save_quantized
 from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
@@ -74,6 +75,6 @@ _all_ = [
     "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
     "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
     "CodeWriting", "Conversing",                                   # measure
-    "quantize", "save_quantized", "load_quantized",                                                                 # shrink
+    "quantize", "save_quantized", "load_quantized", "prune",                                                                # shrink
     "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
 ]
