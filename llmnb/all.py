@@ -6,15 +6,17 @@
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
            'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
            'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt',
-           'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Trainer', 'Callback', 'launch',
-           'sweep', 'Sweep', 'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive',
-           'ContrastWith', 'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex',
-           'JSONSchema', 'Grammar', 'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree',
-           'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss',
-           'metric', 'score', 'Score', 'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports',
-           'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
-           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune',
-           'Dashboard', 'show_run', 'playground', 'Playground']
+           'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Keep', 'KeepBest', 'EarlyStop',
+           'EMA', 'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe', 'Norms', 'Memory', 'Profile',
+           'show_profile', 'Track', 'lr_find', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep', 'Between', 'generate',
+           'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
+           'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
+           'Chat', 'fill', 'refine', 'Tree', 'beam_tree', 'speculation_strip', 'perplexity', 'bits_per_byte',
+           'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score', 'token_losses',
+           'run_code', 'save_report', 'load_report', 'compare_reports', 'LanguageModelling', 'Translation',
+           'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice', 'Classifying', 'Cloze', 'CodeWriting',
+           'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune', 'Dashboard', 'show_run', 'playground',
+           'Playground']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -55,10 +57,16 @@ from .shrink.quantize import load_quantized, quantize, save_quantized
 from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
 from .text.tokenizer import Tokenizer
-from .train.callbacks import Callback
+from .train.averages import EMA, load_averaged
+from .train.callbacks import Callback, EarlyStop, KeepBest, SampleText
+from .train.guard import Guard
 from .train.launch import launch
 from .train.sweep import Between, Sweep, sweep
+from .train.lr_find import lr_find
+from .train.run import Keep
+from .train.trackers import Track
 from .train.trainer import Trainer
+from .train.watches import Every, Memory, Norms, Probe, Profile, show_profile
 
 # %% ../nbs/notebook/05_all.ipynb #5dbdf71b
 _all_ = [
@@ -67,6 +75,8 @@ _all_ = [
     "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
     "TransformerConfig", "Transformer", "load_model", "save_model", "plan", "choose", "draw", "adapt",              # model
     "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
+    "Keep", "KeepBest", "EarlyStop", "EMA", "load_averaged", "Guard", "SampleText", "Every", "Probe", "Norms", "Memory",
+    "Profile", "show_profile", "Track", "lr_find",
     "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",

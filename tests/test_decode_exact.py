@@ -20,7 +20,7 @@ def pair(m, path, cls="CausalLM"):
     return m, getattr(transformers, f"AutoModelFor{cls}").from_pretrained(path).eval()
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", *(pytest.param(f, marks=pytest.mark.slow) for f in ("qwen3", "gpt_neox", "mistral", "olmo2"))])
+@pytest.mark.parametrize("family", ["gpt2", "llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gemma3", "qwen3", "gpt_neox", "mistral", "olmo2"))])
 def test_every_width_on_random_weights(family, tmp_path):
     m, hf = pair(small(family), tmp_path/"m")
     for width, penalty, early in ((5, 1.0, False), (6, 0.3, True), (7, 2.0, "never")):

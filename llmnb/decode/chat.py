@@ -60,7 +60,8 @@ class Chat:
         if is_pair(model): raise TypeError("Chat needs a decoder; an encoder-decoder has no conversation to go on with.")
         if tok is None: raise ValueError("Chat needs a tokenizer: it writes the conversation.")
         self.model, self.tok, self.strategy, self.max_new_tokens = model, tok, pick_strategy(strategy), max_new_tokens
-        self.seed, self.forget, self.template, self.variables = settings.seed if seed is None else seed, forget, template, variables
+        self.seed = settings.seed if seed is None else seed
+        self.forget, self.template, self.variables = forget, template, variables
         self.stop = [*as_list(stop), *_ends(tok, template)]
         self.turns, self.kept, self.replies, self.forgotten, self.busy = [], Kept(), 0, 0, None
         if system: self.turns.append(Turn("system", system))
@@ -131,7 +132,8 @@ class Chat:
         how = dict(strategy=self.strategy, max_new_tokens=self.max_new_tokens, seed=self.seed + self.replies, kept=self.kept, **{
             k: v for k, v in options.items() if k not in ("strategy", "max_new_tokens", "seed", "stop")})
         how["stop"] = [*as_list(options.get("stop")), *self.stop]
-        pieces = stream(self.model, self.tok, ids, **{**how, **{k: options[k] for k in ("strategy", "max_new_tokens", "seed") if k in options}})
+        how.update({k: options[k] for k in ("strategy", "max_new_tokens", "seed") if k in options})
+        pieces = stream(self.model, self.tok, ids, **how)
         self.turns, self.forgotten, self.replies = turns, forgotten, self.replies + 1
         self.busy = Reply(self, pieces)
         return self.busy
@@ -147,7 +149,8 @@ class Chat:
             gone = len(turns) - len(head) - len(rest)
             ids = chat_ids(self.tok, [*head, *rest], self.template, self.variables)
         if len(ids) >= ctx:
-            raise ValueError(f"the conversation has {len(ids)} tokens, but the context is {ctx}: begin a new one, undo() or edit(...) a long message, "
+            raise ValueError(f"the conversation has {len(ids)} tokens, but the context is {ctx}: begin a new one, "
+                             f"undo() or edit(...) a long message, "
                              "or make the chat with forget=True, which leaves out the oldest turns.")
         return ids, gone
 
@@ -203,6 +206,7 @@ def show_chat(
         note = f" · read {t.read} tokens, wrote {len(t.reply.ids)}" if t.reply is not None else ""
         note += "" if seen else " · no longer seen"
         c = _colours.get(t.role, "#888")
-        parts.append(f'<div style="border-left:3px solid {c};padding:2px 10px;margin:6px 0"><div style="color:{c};font-size:80%">{escape(t.role)}'
+        parts.append(f'<div style="border-left:3px solid {c};padding:2px 10px;margin:6px 0">'
+                     f'<div style="color:{c};font-size:80%">{escape(t.role)}'
                      f'<span style="color:#888">{note}</span></div><div style="{body}">{escape(t.content)}</div></div>')
     return Static(f"<div>{''.join(parts) or 'nothing said yet'}</div>", repr(chat))

@@ -37,7 +37,8 @@ class Choice(Constraint):
         object.__setattr__(self, "texts", tuple(self.texts))
         if not self.texts: raise ConstraintError("Choice([]) leaves nothing to choose; give at least one text.")
         for t in self.texts:
-            if not isinstance(t, str) or not t: raise ConstraintError(f"Choice has {t!r}; expected strings that are not empty.")
+            if not isinstance(t, str) or not t:
+                raise ConstraintError(f"Choice has {t!r}; expected strings that are not empty.")
     @property
     def lark(self): return "start: " + " | ".join(json.dumps(t, ensure_ascii=False) for t in dict.fromkeys(self.texts))
 
@@ -60,12 +61,14 @@ class JSONSchema(Constraint):
     def __post_init__(self):
         try: schema = json.loads(self.schema) if isinstance(self.schema, str) else json.loads(json.dumps(self.schema))
         except (TypeError, ValueError) as e: raise ConstraintError(f"JSONSchema: the schema is not JSON: {e}") from None
-        if not isinstance(schema, (dict, bool)): raise ConstraintError(f"JSONSchema({schema!r}): expected an object, such as {{'type': 'string'}}.")
+        if not isinstance(schema, (dict, bool)):
+            raise ConstraintError(f"JSONSchema({schema!r}): expected an object, such as {{'type': 'string'}}.")
         object.__setattr__(self, "schema", schema)
     def __hash__(self): return hash((json.dumps(self.schema, sort_keys=True), self.spaces))
     @property
     def lark(self):
-        how = dict(whitespace_flexible=True) if self.spaces else dict(whitespace_flexible=False, item_separator=", ", key_separator=": ")
+        how = dict(whitespace_flexible=self.spaces)
+        if not self.spaces: how.update(item_separator=", ", key_separator=": ")
         schema = self.schema if isinstance(self.schema, dict) else ({} if self.schema else {"not": {}})
         return "start: %json " + json.dumps({"x-guidance": how, **schema}, ensure_ascii=False)
 
@@ -74,7 +77,8 @@ class Grammar(Constraint):
     "What a context-free grammar allows."
     text: str # in Lark's notation, with a rule `start`; or in GBNF (llama.cpp), with a rule `root`
     def __post_init__(self):
-        if not isinstance(self.text, str) or not self.text.strip(): raise ConstraintError(f"Grammar({self.text!r}): expected rules, such as 'start: \"a\" | \"b\"'.")
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise ConstraintError(f"Grammar({self.text!r}): expected rules, such as 'start: \"a\" | \"b\"'.")
         self.lark
     @property
     def lark(self):
@@ -86,7 +90,8 @@ class Grammar(Constraint):
 def _llguidance(part=""):
     import importlib
     try: return importlib.import_module(f"llguidance.{part}".rstrip("."))
-    except ImportError: raise ConstraintError("constraints need the package llguidance: pip install 'llmnb[constrain]'") from None
+    except ImportError:
+        raise ConstraintError("constraints need the package llguidance: pip install 'llmnb[constrain]'") from None
 
 # %% ../../nbs/decode/02d_constrain.ipynb #b87ef10b
 def _bytes_of(tok):
@@ -142,7 +147,8 @@ class Guide:
     def _start(self):
         "The engine's state before the first token."
         ll, lark = _llguidance(), self.constraint.lark
-        if not self.tok.byte_level: lark = '%llguidance {"no_forcing": true}\n' + lark      # its own way to write what is forced is not ours
+        if not self.tok.byte_level:                                      # its own way to write what is forced is not ours
+            lark = '%llguidance {"no_forcing": true}\n' + lark
         if self.space: lark = re.sub(r"^start(\.\w+)?\s*:", "start: \" \" inner_\ninner_:", lark, count=1, flags=re.M)
         try: m = ll.LLMatcher(self.engine, ll.LLMatcher.grammar_from_lark(lark), log_level=0)
         except Exception as e: raise ConstraintError(f"{self!r}: {e}") from None
@@ -192,9 +198,9 @@ class Guide:
         m, mask = self.state(ids)
         budget[0] -= 1
         some = [] if mask is None else [i for i in mask.nonzero().flatten().tolist() if i not in self.ends]
-        ok = mask is not None and (m.is_accepting() or len(some) > 64 or budget[0] <= 0 or any(self._can_end((*ids, i), budget) for i in some))
-        self.open[ids] = ok
-        return ok
+        sure = m.is_accepting() or len(some) > 64 or budget[0] <= 0
+        self.open[ids] = mask is not None and (sure or any(self._can_end((*ids, i), budget) for i in some))
+        return self.open[ids]
 
     def accepting(self, ids) -> bool:
         "Whether the reply may end here."
@@ -219,7 +225,8 @@ class Guide:
     def _check(self, row):
         "Where the decoder may rewrite a text, whether it still fits."
         if not matches(self.constraint, row.text):
-            raise ConstraintError(f"{self!r}: the tokenizer writes this reply as {row.text!r}, which does not fit; a byte-level tokenizer has no such trouble.")
+            raise ConstraintError(f"{self!r}: the tokenizer writes this reply as {row.text!r}, which does not fit; "
+                                  "a byte-level tokenizer has no such trouble.")
 
     def __reduce__(self): return Guide, (self.constraint, self.tok, self.ends, self.keep)     # the engine's state is made anew
 
@@ -255,9 +262,11 @@ def guided(
     guide:Guide,
 ): # the same strategy with the guide before all other processors
     "Put a guide into a strategy. Raises `TypeError` where there is no place for one."
-    if is_dataclass(strategy) and hasattr(strategy, "base"): return replace(strategy, base=guided(strategy.base, guide))
-    if is_dataclass(strategy) and hasattr(strategy, "processors"): return replace(strategy, processors=(guide, *strategy.processors))
-    raise TypeError(f"constraint = {guide!r}: {type(strategy).__name__} has no processors, so it could leave the constraint; "
+    made_of = vars(strategy) if is_dataclass(strategy) else {}
+    if "base" in made_of: return replace(strategy, base=guided(strategy.base, guide))
+    if "processors" in made_of: return replace(strategy, processors=(guide, *strategy.processors))
+    raise TypeError(f"constraint = {guide!r}: {type(strategy).__name__} has no processors, so it could leave the "
+                    f"constraint; "
                     "use Greedy, Sample, Beam, Contrastive, Speculative, PromptLookup, Guided or ContrastWith.")
 
 def constrain(

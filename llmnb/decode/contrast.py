@@ -48,7 +48,8 @@ class Contrastive(Strategy):
         with torch.inference_mode():
             s.cache = s.model.new_cache(1)
             if s.cache is None or getattr(s.model, "split", True) is False:
-                raise ValueError(f"contrastive search needs a cache and the hidden states, which this {type(s.model).__name__} model does not give.")
+                raise ValueError(f"contrastive search needs a cache and the hidden states, which this "
+                                 f"{type(s.model).__name__} model does not give.")
             s.memory, first = read_source(s.model, [row]), first_ids(s.model, row)
             states = self._read(s, [first])[0]                          # (T, D)
             history = History(torch.tensor([first], device=s.history.ids.device), room=64)
@@ -67,7 +68,8 @@ class Contrastive(Strategy):
                               f"be damaged.")
         logp = logits.log_softmax(-1)
         probs = self.chain(logits[None], history)[0].softmax(-1)
-        if probs.isnan().any(): raise DecodeError(f"At new token {len(row.ids)} every token is banned: the processors left none.")
+        if probs.isnan().any():
+            raise DecodeError(f"At new token {len(row.ids)} every token is banned: the processors left none.")
         best, at, new = probs.topk(min(self.k, int((probs > 0).sum()))), 0, None
         if s.cache.length < s.ctx:
             s.cache.reorder([0] * len(best.indices))
@@ -82,7 +84,7 @@ class Contrastive(Strategy):
 
 # %% ../../nbs/decode/05_contrast.ipynb #86da454c
 class _Twice(Strategy):
-    "The common loop with a second opinion; subclasses say `other(session)`, `second(model, prompt_ids)` and `mix(logits, other)`."
+    "The common loop with a second opinion; subclasses say `other(session)`, `second(model, ids)` and `mix(logits, other)`."
     def decode(self, session):
         "The whole loop; yields after each step."
         if session.sliding:

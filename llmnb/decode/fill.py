@@ -24,7 +24,8 @@ _signs = "<mask>", "[MASK]", "<|mask|>"
 def _mask_id(tok, mask_id):
     if mask_id is not None: return mask_id
     if tok is not None and tok.mask_id is not None: return tok.mask_id
-    raise ValueError("there is no mask token: tok = tok.with_special('<mask>') adds one (the model has to know it), or give mask_id=.")
+    raise ValueError("there is no mask token: tok = tok.with_special('<mask>') adds one (the model has to know it), or "
+                     "give mask_id=.")
 
 def _to_ids(tok, text, mask):
     "The ids of a text with holes."
@@ -35,11 +36,16 @@ def _to_ids(tok, text, mask):
 
 def _check_ids(ids, model, mask, holes=True):
     c = model.config
-    if c.arch.causal: raise TypeError(f"fill asks an encoder, which sees both sides; this model has arch = {c.arch}. Use generate(...).")
-    if holes and mask not in ids: raise ValueError("the text has no mask: write <mask> where a word is wanted, or use refine(...) for all of it.")
-    if c.ctx and len(ids) > c.ctx: raise ValueError(f"the text has {len(ids)} tokens, but the context is {c.ctx}; shorten it.")
+    if c.arch.causal:
+        raise TypeError(f"fill asks an encoder, which sees both sides; this model has arch = {c.arch}. Use generate(...).")
+    if holes and mask not in ids:
+        raise ValueError("the text has no mask: write <mask> where a word is wanted, or use refine(...) for all of it.")
+    if c.ctx and len(ids) > c.ctx:
+        raise ValueError(f"the text has {len(ids)} tokens, but the context is {c.ctx}; shorten it.")
     bad = [i for i in ids if not 0 <= i < c.vocab_size]
-    if bad: raise ValueError(f"the text has id {bad[0]}, but the model knows ids 0 to {c.vocab_size - 1}; was it encoded with another tokenizer?")
+    if bad:
+        raise ValueError(f"the text has id {bad[0]}, but the model knows ids 0 to {c.vocab_size - 1}; was it encoded "
+                         f"with another tokenizer?")
 
 # %% ../../nbs/decode/07_fill.ipynb #f9d6930f
 @torch.inference_mode()
@@ -50,9 +56,12 @@ def masked_logits(
     "What the model thinks of every place."
     T, device = max(map(len, rows)), _device(model)
     ids = torch.tensor([[*r, *[0] * (T - len(r))] for r in rows], device=device)
-    mask = None if all(len(r) == T for r in rows) else torch.tensor([[1] * len(r) + [0] * (T - len(r)) for r in rows], device=device)
+    mask = torch.tensor([[1] * len(r) + [0] * (T - len(r)) for r in rows], device=device)
+    if mask.all(): mask = None
     with evaluating(model): logits = model(ids, mask)
-    if logits.dim() != 3: raise TypeError(f"the model gives {tuple(logits.shape)}, not logits for each place; it needs a head for masked words.")
+    if logits.dim() != 3:
+        raise TypeError(f"the model gives {tuple(logits.shape)}, not logits for each place; it needs a head for masked "
+                        f"words.")
     return [x[:len(r)].float() for x, r in zip(logits, rows)]
 
 # %% ../../nbs/decode/07_fill.ipynb #983fbccb
@@ -99,7 +108,8 @@ class _Holes:
         "A choice for each of some places: {place: (id, probability)}; remembers what was likely."
         if not at: return {}
         rows = logits[at].index_fill(-1, self.banned(logits.shape[-1]).to(logits.device), -math.inf)
-        if not rows.logsumexp(-1).isfinite().all(): raise DecodeError("the model's logits are not finite. Its weights may be damaged: try float32.")
+        if not rows.logsumexp(-1).isfinite().all():
+            raise DecodeError("the model's logits are not finite. Its weights may be damaged: try float32.")
         history = History(torch.tensor([self.ids] * len(at), device=logits.device))
         ids = self.strategy.choose(rows, history, lambda: torch.cat([self.draws[h]() for h in at]).to(logits.device)).tolist()
         probs, best = rows.softmax(-1), rows.softmax(-1).topk(min(self.top, rows.shape[-1]))
@@ -114,7 +124,8 @@ class _Holes:
 
     def text(self): return None if self.tok is None else self.tok.decode(self.ids, skip_special=True).strip()
 
-    def done(self, steps): return Filling(self.text(), self.ids, self.holes, [self.choices[h] for h in self.holes], steps, self.tok)
+    def done(self, steps):
+        return Filling(self.text(), self.ids, self.holes, [self.choices[h] for h in self.holes], steps, self.tok)
 
 # %% ../../nbs/decode/07_fill.ipynb #2c0a860c
 def fill(

@@ -30,12 +30,14 @@ def speculation_strip(
     g:Generation, # of `Speculative` or `PromptLookup`
 ) -> Static:
     "The reply with accepted guesses in green and the model's own tokens in orange."
-    if not g.steps or len(g.steps[0]) != 2: raise ValueError(f"{g!r} has no guesses; expected a reply of Speculative(...) or PromptLookup(...).")
+    if not g.steps or len(g.steps[0]) != 2:
+        raise ValueError(f"{g!r} has no guesses; expected a reply of Speculative(...) or PromptLookup(...).")
     flags, spans = accepted_flags(g), []
     for p, f in zip(g.pieces, flags):
         text = str(p) if g.text is not None else f"{p.id} "
         tip = ("accepted guess" if f else "the model's own") + f", {100 * p.prob:.0f}%"
-        spans.append(f'<span style="background:{_rgba("#54a24b" if f else "#f58518", 0.35)};border-radius:3px;margin-right:1px" title="{tip}">{escape(visible(text))}</span>')
+        style = f'background:{_rgba("#54a24b" if f else "#f58518", 0.35)};border-radius:3px;margin-right:1px'
+        spans.append(f'<span style="{style}" title="{tip}">{escape(visible(text))}</span>')
     guessed, taken = sum(n for _, n in g.steps), sum(flags)
     note = f"{len(g.ids)} tokens in {len(g.steps)} steps; {taken} of {guessed} guesses accepted"
     html = f'<div><div style="color:#888;font-size:85%">{note}</div><div style="{_mono}">{"".join(spans)}</div></div>'
@@ -46,7 +48,8 @@ def _box(x, y, text, fill, w, tip=""):
     shape = f'x="{x:.1f}" y="{y - 9:.1f}" width="{w}" height="18" rx="4" fill="{fill}" stroke="#888" stroke-opacity=".4"'
     label = visible(text).replace("\n", "").strip() or "␣"
     short = label if len(label) <= w // 7 else label[:w // 7 - 1] + "…"
-    return f'<rect {shape}><title>{escape(tip or label)}</title></rect>' + _text(x + w / 2, y + 4, short, "middle", 'font-family="ui-monospace,monospace"')
+    name = _text(x + w / 2, y + 4, short, "middle", 'font-family="ui-monospace,monospace"')
+    return f'<rect {shape}><title>{escape(tip or label)}</title></rect>{name}'
 
 def _line(x1, y1, x2, y2, strong):
     m, style = (x1 + x2) / 2, 'stroke="#4c78a8" stroke-width="2"' if strong else 'stroke="#888" stroke-opacity=".5"'
@@ -68,11 +71,13 @@ def beam_tree(
             at[t, j] = x, y = 8 + t * (W + 24), 34 + 26 * sum(k[0] == t for k in at)
             if win: won.add((t, j))
             if t: lines.append(_line(x - 24, at[t - 1, parent][1], x, y, win))
-            boxes.append(_box(x, y, name_token(tok, id), _rgba("#4c78a8", 0.35) if win else _rgba("#888888", 0.08), W, f"{name_token(tok, id)}  {score:.2f}"))
+            name, fill = name_token(tok, id), _rgba("#4c78a8", 0.35) if win else _rgba("#888888", 0.08)
+            boxes.append(_box(x, y, name, fill, W, f"{name}  {score:.2f}"))
     wide = 16 + len(shown) * (W + 24)
     head = _text(8, 14, f"{g.strategy!r}: the first {len(shown)} of {len(g.steps)} steps", extra='font-size="13" font-weight="600"')
     svg = _svg(wide, 30 + 26 * max(sum(s is not None for *_, s in level) for level in shown), head + "".join(lines + boxes))
-    text = "\n".join(f"step {t}: " + " | ".join(name_token(tok, i) for i, _, s in level if s is not None) for t, level in enumerate(shown))
+    names = [" | ".join(name_token(tok, i) for i, _, s in level if s is not None) for level in shown]
+    text = "\n".join(f"step {t}: {line}" for t, line in enumerate(names))
     return Static(svg_image(svg, text), text, svg)
 
 # %% ../../nbs/decode/09_pictures.ipynb #5cdcb9a3
@@ -98,7 +103,8 @@ class Tree:
         "One level more."
         if not level: return []
         rows = [[*self.prompt_ids, *path] for path, _ in level]
-        with evaluating(self.model): logits = next_logits(self.model, *left_pad(rows, _device(self.model)))[:, :self.tok and self.tok.vocab_size]
+        with evaluating(self.model): logits = next_logits(self.model, *left_pad(rows, _device(self.model)))
+        logits = logits[:, :self.tok and self.tok.vocab_size]
         probs, ids = (x.tolist() for x in logits.softmax(-1).topk(min(width, logits.shape[-1])))
         for (path, p), q, i in zip(level, probs, ids): self.children[path] = [(t, p * x) for t, x in zip(i, q)]
         return [((*path, t), p) for path, _ in level for t, p in self.children[path]]
@@ -135,4 +141,5 @@ class Tree:
         body, tops = [], [8]
         self._place((), 1.0, 8, tops, body)
         depth = max(map(len, self.children)) + 1
-        return Static(svg_image(_svg(16 + (depth + 1) * 108, tops[0] + 18, "".join(body)), repr(self)), repr(self))._repr_mimebundle_()
+        svg = _svg(16 + (depth + 1) * 108, tops[0] + 18, "".join(body))
+        return Static(svg_image(svg, repr(self)), repr(self))._repr_mimebundle_()

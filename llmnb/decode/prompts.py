@@ -53,6 +53,10 @@ def _read_prompt(tok, prompt, name):
         raise ValueError(f"{name} is empty, and there is no token to start from: {why}. Give at least one token.")
     return ids or [start]
 
+def _end_source(tok, ids):
+    "What an encoder reads ends with the end-of-text token, as `Seq2Seq` and `SpanCorruption` write it in training."
+    return ids if tok.eos_id is None or ids[-1] == tok.eos_id else [*ids, tok.eos_id]
+
 def _check_prompt(ids, model, ctx, sliding, name):
     vocab = getattr(getattr(model, "config", None), "vocab_size", math.inf)
     bad = [i for i in ids if not 0 <= i < vocab]
@@ -68,9 +72,11 @@ def _check_prompt(ids, model, ctx, sliding, name):
 def _check_model(model):
     arch = getattr(getattr(model, "config", None), "arch", None)
     if type(model).__module__.startswith("transformers."):
-        raise TypeError(f"model is a {type(model).__name__} of transformers; give it llmnb's face first: adapt(model), from llmnb.model.adapter.")
+        raise TypeError(f"model is a {type(model).__name__} of transformers; give it llmnb's face first: adapt(model), "
+                        f"from llmnb.model.adapter.")
     if arch is not None and not arch.causal:
-        raise TypeError(f"this model has arch = {arch}, which writes nothing new; expected a decoder. For the hidden words of a text: fill(model, tok, text).")
+        raise TypeError(f"this model has arch = {arch}, which writes nothing new; expected a decoder. For the hidden "
+                        f"words of a text: fill(model, tok, text).")
 
 def _check_tok(tok, model):
     if tok is None: return
@@ -113,6 +119,7 @@ def make_rows(
     for i, p in enumerate(prompts):
         name = f"prompt {i}" if many else "the prompt"
         ids = _read_prompt(tok, p, name)
+        if isinstance(p, str) and is_pair(model): ids = _end_source(tok, ids)
         _check_prompt(ids, model, ctx, sliding, name)
         used = 1 if is_pair(model) else len(ids)
         text, most = p if isinstance(p, str) else None, limit if sliding else min(limit, ctx - used)

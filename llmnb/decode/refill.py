@@ -89,6 +89,6 @@ def join_memories(
     a:Memory, b:Memory,
 ) -> Memory:
     "The rows of both."
-    masks = [torch.ones(m.states.shape[:2], dtype=torch.long, device=m.states.device) if m.mask is None else m.mask.long() for m in (a, b)]
-    mask = beside(*masks, 0, 1)
+    def mask_of(m): return m.states.new_ones(m.states.shape[:2], dtype=torch.long) if m.mask is None else m.mask.long()
+    mask = beside(mask_of(a), mask_of(b), 0, 1)
     return Memory(beside(a.states, b.states, 0, 1), None if mask.all() else mask)

@@ -127,11 +127,16 @@ class Row:
     def _release(self):
         "Let go of what is safe to show."
         self._cut()
-        safe = len(self.tail) - (0 if self.finish or not self.stops else open_end(self.tail, self.stops))
+        safe = len(self.tail) - (0 if self.finish else self._open())
         while self.held and (self.finish or len(self.held[0][0]) <= safe):
             text, *rest = self.held.pop(0)
             self.pieces.append(Piece(self.tail[:len(text)], *rest, self.tok))
             self.tail, safe = self.tail[len(text):], safe - len(text)
+
+    def _open(self):
+        "How much of the end might still be cut away."
+        kept = [r.holds(self.tail) for r in self.rules if hasattr(r, "holds")]
+        return max([open_end(self.tail, self.stops) if self.stops else 0, *kept])
 
     def _cut(self):
         "End here if a stop string or a rule says so; what comes first counts."

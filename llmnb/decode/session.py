@@ -18,6 +18,7 @@ from .processors import History
 from .refill import beside, join_caches, join_memories
 from .reply import Row
 from .strategies import Draws
+from ..model.rest import at_rest
 from ..model.reader import quick
 
 # %% ../../nbs/decode/02a_session.ipynb #44329a25
@@ -156,6 +157,7 @@ class Session:
         queue=(), # (row, seed) pairs that wait for a place
         kept:Kept|None=None, # where the cache of a single row comes from, and goes
     ):
+        model = at_rest(model)                      # a copy, where another thread trains it
         self.model, self.rows, self.draw, self.cached, self.sliding = model, list(rows), draw, cache, sliding
         self.room, self.vocab, self.top, self.queue, self.size = room, vocab, top, list(queue), len(rows)
         self.kept = None if is_pair(model) else kept                     # what a decoder has read of one source is of no use for another

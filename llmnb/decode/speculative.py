@@ -57,9 +57,12 @@ def leave_early(
     layers:int, # how many of its first layers to use
 ) -> nn.Module: # a model that shares the weights
     "The first layers, the final norm and the head."
-    if is_pair(model): raise ValueError(f"draft = {layers}: an encoder-decoder cannot be left early; give a draft model, or use PromptLookup().")
+    if is_pair(model):
+        raise ValueError(f"draft = {layers}: an encoder-decoder cannot be left early; give a draft model, or use "
+                         f"PromptLookup().")
     if not hasattr(type(model), "stacks"):
-        raise TypeError(f"draft = {layers}: leaving early works with llmnb's own models, this is a {type(model).__name__}; give a draft model, or use PromptLookup().")
+        raise TypeError(f"draft = {layers}: leaving early works with llmnb's own models, this is a "
+                        f"{type(model).__name__}; give a draft model, or use PromptLookup().")
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers < len(model.layers):
         raise ValueError(f"layers = {layers!r}; expected 1 to {len(model.layers) - 1}, fewer than the model has.")
     with torch.device("meta"): early = type(model)(model.config.replace(layers=layers))
@@ -105,7 +108,8 @@ def _speculate(how, s, row, draw):
     chooser = _Chooser(how.base, draw, first, s.vocab)
     with torch.inference_mode():
         drafter, (s.cache, _) = how.drafter(s.model), s.open_cache(first)
-        if s.cache is None: raise ValueError("speculation needs a cache, which this model does not have; use Greedy() or Sample().")
+        if s.cache is None:
+            raise ValueError("speculation needs a cache, which this model does not have; use Greedy() or Sample().")
         drafter.begin(row)
         s.memory = read_source(s.model, [row])
     while not row.finish:
@@ -200,7 +204,8 @@ class Speculative(_Speculation):
         "Who guesses for this model."
         if isinstance(self.draft, int): return ModelDraft(leave_early(model, self.draft))
         if is_pair(model) != is_pair(self.draft):
-            raise ValueError("the draft model has to be of the same kind: an encoder-decoder for an encoder-decoder, a decoder for a decoder.")
+            raise ValueError("the draft model has to be of the same kind: an encoder-decoder for an encoder-decoder, a "
+                             "decoder for a decoder.")
         mine, its = self.draft.config.vocab_size, model.config.vocab_size
         if mine != its:
             raise ValueError(f"the draft model has a vocabulary of {mine} tokens, the model one of {its}; "

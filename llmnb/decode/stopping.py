@@ -48,6 +48,7 @@ class Sentences(Rule):
     def look(self, row):
         ends = [m.end() for m in _sentence.finditer(row.text)]
         return ("sentence", ends[self.n - 1]) if len(ends) >= self.n else None
+    def holds(self, tail): return len(tail) - len(tail.rstrip())         # a space may turn out to be the one after the end
 
 # %% ../../nbs/decode/02c_stopping.ipynb #6d15c627
 class When(Rule):

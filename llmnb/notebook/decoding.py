@@ -28,9 +28,10 @@ def read_strategy(
     options:dict, # as they were said
 ): # a strategy
     "A strategy from a line; `--draft small` and `--model weak` are models with these names, `--base sample` is a strategy."
-    read = dict(draft=lambda x: desk[x], model=lambda x: desk[x], base=registry("strategies").resolve, sample=registry("strategies").resolve,
+    of = registry("strategies").resolve
+    read = dict(draft=lambda x: desk[x], model=lambda x: desk[x], base=of, sample=of,
                 processors=lambda x: tuple(x.split(",")), negative=lambda x: tuple(desk["tok"].encode(x)))
-    return registry("strategies").resolve(name, **{k: read[k](x) if k in read and isinstance(x, str) else x for k, x in options.items()})
+    return of(name, **{k: read[k](x) if k in read and isinstance(x, str) else x for k, x in options.items()})
 
 # %% ../../nbs/notebook/03a_decoding.ipynb #07417836
 def read_stops(
@@ -49,7 +50,9 @@ def read_constraint(
     from llmnb.decode.constrain import Choice, Grammar, JSONSchema, Regex
     said = dict(choice=choice, regex=regex, json_schema=json_schema, grammar=grammar)
     given = [n for n, x in said.items() if x]
-    if len(given) > 1: raise VerbError(f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')}: a reply has one constraint; give one of them.")
+    if len(given) > 1:
+        raise VerbError(f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')}: a reply has one "
+                        f"constraint; give one of them.")
     if not given: return None
     if given[0] in ("json_schema", "grammar"): said[given[0]] = _content(desk, said[given[0]])
     return dict(choice=Choice, regex=Regex, json_schema=JSONSchema, grammar=Grammar)[given[0]](said[given[0]])

@@ -8,6 +8,8 @@ __all__ = ['deferred_interrupt', 'own_numbers', 'seed_step', 'fp32_precision', '
 
 # %% ../../nbs/train/04_state.ipynb #892b3a61
 import json, math, signal, threading, time, warnings
+from collections import deque
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable
@@ -20,7 +22,7 @@ from ..plugins import BrokenPlugin, registry
 from .callbacks import Progress, load_callbacks, notify, save_callbacks
 from .optim import load_optimizer, save_optimizer
 from .ranks import Ranks, save_together
-from .run import RunError, history, write_json
+from .run import RunError, history, newest, write_json
 from .shards import in_shards, is_sharded, load_sharded, put_weights, save_shards
 
 # %% ../../nbs/train/04_state.ipynb #32120ab7
@@ -125,7 +127,7 @@ class Controls:
     def __init__(self):
         self.state, self.error = "new", None        # "new", "running", "paused", "stopped", "done", "failed"
         self._stop, self._go, self._thread, self._here = threading.Event(), threading.Event(), None, None
-        self._save_asked, self.interrupted = False, False
+        self._save_asked, self.interrupted, self._jobs = False, False, deque()
         self._go.set()
 
     def stop(self) -> "Trainer":
@@ -164,11 +166,31 @@ class Controls:
         "Whether it is training or paused right now."
         return self._here is not None
 
+    def call(self,
+        fn:Callable, # without arguments
+    ): # what it gives
+        "Run a function between two steps, in the thread that trains; wait for it, and raise what it raises."
+        if not self.alive or self._here is threading.current_thread(): return fn()
+        job = Future(); self._jobs.append((job, fn))
+        while not job.done():
+            with suppress(TimeoutError): job.exception(0.02)
+            if not self.alive: self._serve()        # it ended meanwhile
+        return job.result()
+
+    def _serve(self):
+        "Do what other threads asked for."
+        while self._jobs:
+            with suppress(IndexError):              # another thread was faster
+                job, fn = self._jobs.popleft()
+                try: job.set_result(fn())
+                except BaseException as e: job.set_exception(e)
+
     def _hold(self):
         "Stay here while paused; gives the seconds that took."
+        self._serve()
         if self._go.is_set(): return 0.0
         start, self.state = time.perf_counter(), "paused"
-        while not (self._go.wait(0.05) or self._stop.is_set()): pass
+        while not (self._go.wait(0.02) or self._stop.is_set()): self._serve()
         self._go.set(); self.state = "running"
         return time.perf_counter() - start
 
@@ -180,6 +202,7 @@ class Record:
         self.overhead = dict.fromkeys(("step", "log", "callbacks", "save", "valid"), 0.0)     # seconds
         self._before, self._since = 0.0, None       # seconds of earlier fits; the start of this one
         self._pending, self._fetched, self._fetched_step = [], 0.0, 0.0
+        self._fresh = []                            # rows that nobody was told of yet
 
     @property
     def history(self): # DataFrame: step, loss, lr, grad_norm, tokens_per_second, time, valid_loss
@@ -210,17 +233,28 @@ class Record:
         with self._clock("callbacks"): notify(self._watchers, moment, self, *args)
 
     def _keep(self, loss, norm, lr, tokens):
-        "Remember a step; write down what is remembered, at once on a CPU and ten times a second elsewhere."
+        "Remember a step."
         self._pending.append((self.step, loss, norm, lr, tokens, round(self.seconds, 4)))
-        if loss.device.type == "cpu" or self.ranks.any(time.perf_counter() - self._fetched > 0.1)[0]: self._flush()
 
-    def _flush(self):
+    def _flush(self): self._fetch(); self._announce()
+
+    def _announce(self):
+        "Tell who watches of the rows that were written."
+        while self._fresh: self._notify("on_step", self._fresh.pop(0))
+
+    def _fetch_due(self):
+        "Fetch what is remembered, at once on a CPU and ten times a second elsewhere."
+        if not self._pending: return
+        late = time.perf_counter() - self._fetched > 0.1
+        if self._pending[-1][1].device.type == "cpu" or self.ranks.any(late)[0]: self._fetch()
+
+    def _fetch(self):
         "Fetch the losses that are due, check them, write their rows."
         pending, self._pending = self._pending, []
         if not pending: return
         with self._clock("step"): values = torch.stack([torch.stack((p[1], p[2].to(p[1]))) for p in pending]).tolist()
         rate = sum(p[4] for p in pending) / max(1e-9, self.overhead["step"] - self._fetched_step)
-        self._fetched, self._fetched_step, rows = time.perf_counter(), self.overhead["step"], []
+        self._fetched, self._fetched_step = time.perf_counter(), self.overhead["step"]
         for (step, _, _, lr, _, at), (loss, norm) in zip(pending, values):
             scaled = self._engine.accelerator.scaler is not None        # it skips steps with such gradients
             if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
@@ -231,16 +265,19 @@ class Record:
                 error.step = step
                 raise error
             if step == 1 or step % self.config.log_every == 0 or step == self.steps:
-                rows.append(self.log(step=step, loss=loss, lr=lr, grad_norm=norm,
-                                     tokens_per_second=round(rate, 1), time=at))
-        for row in rows: self._notify("on_step", row)
+                self._fresh.append(self.log(step=step, loss=loss, lr=lr, grad_norm=norm,
+                                            tokens_per_second=round(rate, 1), time=at))
 
 # %% ../../nbs/train/04_state.ipynb #20e114c3
 class Checkpoints:
     "Writing a trainer to its folder, and going back to what was written."
-    def save(self) -> "Trainer":
+    def save(self,
+        wait:bool=False, # return when it is written
+    ) -> "Trainer":
         "Write a checkpoint: now from a callback, after the step in progress from elsewhere."
         if self._here is threading.current_thread(): self._save()
+        elif wait and self.alive: self.call(self._save)
+        elif self.state == "paused": self._jobs.append((Future(), self._save))
         else: self._save_asked = True
         return self
 
@@ -248,6 +285,7 @@ class Checkpoints:
         self._flush()                               # losses are checked before weights are kept
         start = time.perf_counter()
         with self._clock("save"):
+            if self.folder.log.failed: self.folder.log.cut(self.step, self.rows)
             self.folder.log.sync()
             path = save_together(self.folder, self.step, self._fill, self.ranks)
         self._saved, self._save_asked = (self.step, time.perf_counter(), time.perf_counter() - start), False
@@ -264,11 +302,12 @@ class Checkpoints:
         save_callbacks(self.callbacks, folder, main)
         if not main: return
         said = dict(step=self.step, lr=self.lr, seconds=self.seconds, scaler=scaler and scaler.state_dict(),
-                    skipped=sorted(self.skipped), rescues=self.rescues)
+                    skipped=sorted(self.skipped), rescues=self.rescues, identity=self.identity)
         write_json(folder/"trainer.json", said)
 
     def _save_due(self):
-        if self.step == self.steps: return True
+        often = self.folder.keep.every
+        if self.step == self.steps or (often and self.step % often == 0): return True
         due, (_, at, cost) = self._save_asked, self._saved
         if self.config.save_every: due = due or self.step % self.config.save_every == 0
         else: due = due or time.perf_counter() - at > max(60, 100 * cost)
@@ -277,22 +316,37 @@ class Checkpoints:
     def _counters(self, checkpoint):
         "Take the step and what goes with it from a checkpoint."
         kept = json.loads((checkpoint/"trainer.json").read_text())
-        self.step, self.lr, self._before = kept["step"], kept["lr"], kept["seconds"]
+        self.step, self._before = kept["step"], kept["seconds"]
+        self._read_changes()
         self.skipped, self.rescues = set(kept.get("skipped", ())), kept.get("rescues", [])
-        self.rows, self._pending = [r for r in self.rows if r["step"] <= self.step], []
+        self.rows, self._pending, self._fresh = [r for r in self.rows if r["step"] <= self.step], [], []
         self.valid_loss = next((r["valid_loss"] for r in reversed(self.rows) if "valid_loss" in r), None)
         return kept
 
+    def go_back(self,
+        checkpoint=None, # its folder; by default the newest whole one
+    ) -> "Trainer":
+        "Weights, optimizer, callbacks, counters and log as they were then. For callbacks, and between two fits."
+        self._go_back(self._newest() if checkpoint is None else Path(checkpoint))
+        self._engine.torn = False
+        if self.ranks.main: self.folder.log.cut(self.step, self.rows)
+        return self
+
+    def _newest(self):
+        "The newest whole checkpoint, the same one for all processes."
+        return Path(self.ranks.share(str(newest(self.folder)) if self.ranks.main else None))
+
     def _go_back(self, checkpoint):
-        "Weights, optimizer and counters as they were written."
         self._counters(checkpoint)
         if self._since: self._since = time.perf_counter()      # the time since then did not count
         load_weights(checkpoint, self.model)
         self._resume_optimizer(checkpoint)
+        self.folder.log.cut(self.step, self.rows)
 
     def _resume_optimizer(self, checkpoint):
         load_optimizer(self._engine.plain_optimizer, checkpoint)
         load_callbacks(self.callbacks, checkpoint)
+        notify(self.callbacks, "on_load", self)
         scaler, state = self._engine.accelerator.scaler, json.loads((checkpoint/"trainer.json").read_text())["scaler"]
         if scaler is not None and state: scaler.load_state_dict(state)
 
@@ -305,7 +359,7 @@ class Spare:
             raise AttributeError(moment)
         method = getattr(self.watcher, moment)
         def call(*args):
-            try: method(*args)
+            try: return method(*args)
             except Exception as e:
                 warnings.warn(f"{type(self.watcher).__name__} failed in {moment} ({type(e).__name__}: {e}) "
                               "and was dropped; the training goes on.")
