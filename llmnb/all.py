@@ -8,15 +8,16 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt',
            'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Keep', 'KeepBest', 'EarlyStop',
            'EMA', 'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe', 'Norms', 'Memory', 'Profile',
-           'show_profile', 'Track', 'lr_find', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep', 'Between', 'generate',
+           'show_profile', 'Track', 'lr_find', 'lora', 'freeze', 'merge', 'unmerge', 'drop', 'without_adapters',
+           'save_adapter', 'load_adapter', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep', 'Between', 'generate',
            'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
            'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
            'Chat', 'fill', 'refine', 'Tree', 'beam_tree', 'speculation_strip', 'perplexity', 'bits_per_byte',
            'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score', 'token_losses',
            'run_code', 'save_report', 'load_report', 'compare_reports', 'LanguageModelling', 'Translation',
            'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice', 'Classifying', 'Cloze', 'CodeWriting',
-           'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune', 'Dashboard', 'show_run', 'playground',
-           'Playground']
+           'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune', 'Dashboard', 'show_run', 'watch',
+           'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies', 'chat_panel']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -47,9 +48,12 @@ from .model.heads import ClassHead, MaskedLMHead, SentenceHead, SpanHead, TokenC
 from .model.plan import choose, plan
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
+from .notebook.branches import branch, compare_strategies, reply_tree
 from .notebook.dashboard import Dashboard
 from .notebook.frames import show_run
 from .notebook.playground import Playground, playground
+from .notebook.talk import chat_panel
+from .notebook.watch import watch
 from .plugins import registry
 from .settings import settings
 from .shrink.prune import prune
@@ -57,10 +61,12 @@ from .shrink.quantize import load_quantized, quantize, save_quantized
 from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
 from .text.tokenizer import Tokenizer
+from .train.adapters import load_adapter, save_adapter
 from .train.averages import EMA, load_averaged
 from .train.callbacks import Callback, EarlyStop, KeepBest, SampleText
 from .train.guard import Guard
 from .train.launch import launch
+from .train.lora import drop, freeze, lora, merge, unmerge, without_adapters
 from .train.sweep import Between, Sweep, sweep
 from .train.lr_find import lr_find
 from .train.run import Keep
@@ -68,7 +74,7 @@ from .train.trackers import Track
 from .train.trainer import Trainer
 from .train.watches import Every, Memory, Norms, Probe, Profile, show_profile
 
-# %% ../nbs/notebook/05_all.ipynb #5dbdf71b
+# %% ../nbs/notebook/05_all.ipynb #c8163b72
 _all_ = [
     "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
@@ -77,6 +83,7 @@ _all_ = [
     "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
     "Keep", "KeepBest", "EarlyStop", "EMA", "load_averaged", "Guard", "SampleText", "Every", "Probe", "Norms", "Memory",
     "Profile", "show_profile", "Track", "lr_find",
+    "lora", "freeze", "merge", "unmerge", "drop", "without_adapters", "save_adapter", "load_adapter",
     "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
@@ -85,6 +92,6 @@ _all_ = [
     "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
     "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
     "CodeWriting", "Conversing",                                   # measure
-    "quantize", "save_quantized", "load_quantized", "prune",                                                                # shrink
-    "Dashboard", "show_run", "playground", "Playground",                                                            # notebook
+    "quantize", "save_quantized", "load_quantized", "prune",                                                                 # shrink
+    "Dashboard", "show_run", "watch", "playground", "Playground", "branch", "reply_tree", "compare_strategies", "chat_panel",
 ]

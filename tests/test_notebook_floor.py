@@ -7,11 +7,12 @@ from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
+from llmnb.decode.chat import Chat
 from llmnb.decode.generate import generate
 from llmnb.decode.strategies import Sample
 from llmnb.model.config import TransformerConfig
 from llmnb.model.transformer import Transformer
-from llmnb.notebook import dashboard as dash, frames, playground as play
+from llmnb.notebook import dashboard as dash, frames, playground as play, talk
 from llmnb.plugins import registry
 from llmnb.settings import settings
 from llmnb.text.batches import CausalLM, TextData
@@ -87,7 +88,7 @@ def test_frame_escapes_everything():
 
 
 def test_widgets_fetch_nothing_and_set_no_html():
-    for w in (dash.DashboardWidget, play.PlaygroundWidget):
+    for w in (dash.DashboardWidget, play.PlaygroundWidget, talk.ChatWidget):
         code = (w._esm + w._css).replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|//cdn|@import|url\(|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", code)
 
@@ -184,6 +185,34 @@ def test_a_captured_run_stores_one_still_frame(tmp_path, monkeypatch):
     assert "Did you mean 'model'?" in said and "Traceback" not in said
 
 
+# ---- the chat panel
+
+def test_chat_panel_is_chat(small):
+    how = dict(max_new_tokens=5, seed=2)
+    panel, same = talk.chat_panel(Chat(small.model, small.tok, **how)), Chat(small.model, small.tok, **how)
+    with settings.override(ui="live"), capture_output(): panel._ipython_display_()
+    press = lambda **m: (panel.widget._handle_custom_msg(m, []), panel.wait(20))
+    press(do="say", text=EVIL[:9]); same(EVIL[:9])
+    press(do="again"); same.regenerate()
+    press(do="edit", at=0, text="Who?"); same.edit(0, "Who?")
+    press(do="say", text="   "); press(do="edit", at="0", text="x"); press(do="delete")
+    assert panel.chat.messages == same.messages == [dict(role=t["role"], content=t["content"]) for t in panel.widget.turns]
+    assert panel.widget.state["state"] == "idle" and "tokens/s" in panel.widget.state["words"]
+    press(do="undo")
+    assert not panel.chat.turns and not panel.widget.turns
+
+
+def test_chat_panel_tells_errors_and_keeps_what_was_said(small):
+    panel = talk.chat_panel(Chat(small.model, small.tok, max_new_tokens=3), strategy="greedy")
+    with settings.override(ui="live"), capture_output(): panel._ipython_display_()
+    panel.say("Hello").wait(20)
+    before = panel.chat.messages
+    panel.say("Hello " * small.model.config.ctx).wait(20)
+    assert "context" in panel.widget.state["words"] and panel.chat.messages == before
+    panel.widget._handle_custom_msg(dict(do="edit", at=99, text="x"), []); panel.wait(20)
+    assert "no message 99" in panel.widget.state["words"] and panel.chat.messages == before
+
+
 # ---- the playground
 
 def test_dials_are_kept_within_bounds():
@@ -208,6 +237,24 @@ def test_playground_buttons(small):
     assert "greedy" in p.view.widget.state["words"]
     press(do="generate", places=dict(strategy="greedy", max_new_tokens=4096)); press(do="stop"); p.wait(20)
     assert p.out.finish_reason == "cancelled" and len(p.out.ids) < 4096
+
+
+def test_playground_branches_and_compares(small):
+    p = play.playground(small.model, small.tok, "The old", max_new_tokens=6, strategy="greedy")
+    with capture_output(): p.view = play.View(p)
+    press = lambda **m: p.view.widget._handle_custom_msg(m, [])
+    press(do="branch", at=0, id=1)
+    assert "no reply yet" in p.view.widget.state["words"]
+    press(do="generate", places=dict(prompt="The old")); p.wait()
+    root = p.out
+    press(do="branch", at=2, id=int(root.pieces[2].top[0][1])); p.wait()
+    ids = [*root.prompt_ids, *root.ids[:2], root.pieces[2].top[0][1]]
+    assert p.out.ids == generate(small.model, small.tok, ids, max_new_tokens=6, sliding=True).ids
+    assert p.view.widget.reply["tokens"][0][0] == str(p.branches[1].pieces[0]) and "instead of" in p.tree.text
+    press(do="branch", at=99, id=1); press(do="branch", at=0, id=10**9)
+    assert "expected a token" in p.view.widget.state["words"] and len(p.branches) == 2
+    press(do="compare", places=dict(prompt=EVIL[:9])); p.view.comparing.join()
+    assert p.view.widget.state == dict(state="idle", words="") and "<script" not in p.compare().html
 
 
 def test_playground_tells_errors_in_words(small):

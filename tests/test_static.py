@@ -34,6 +34,7 @@ def display(**data):
     (notebook(output_type="error", ename="ValueError", evalue="x", traceback=[]), "saved error"),
     (notebook(output_type="stream", name="stderr", text="Warning: x"), "stderr"),
     (notebook(output_type="stream", name="stdout", text="saved in /home/someone/runs"), "somebody's machine"),
+    (dict(metadata={}, cells=[dict(cell_type="markdown", source=["`<<<<<<< HEAD`"])]), "merge"),
     (dict(metadata={"widgets": {}}, cells=[]), "widget state")])
 def test_each_rule_is_checked(nb, words):
     assert any(words in problem for problem in broken(nb))

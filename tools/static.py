@@ -19,6 +19,7 @@ def broken(nb):
     if size > LIMIT: yield f"{size:,} bytes of stored output; the limit is {LIMIT:,}"
     if "widgets" in nb.get("metadata", {}): yield "widget state in the metadata: strip it (tools/execute.py --in-place does)"
     for n, cell in enumerate(nb["cells"]):
+        if re.search(r"^`?(<{7}|={7}|>{7})( |`|$)", text(cell.get("source", "")), re.M): yield f"cell {n}: the mark of a merge that was not finished"
         for o in cell.get("outputs", []):
             for problem in of_output(o): yield f"cell {n}: {problem}"
         for name in cell.get("attachments", {}): yield f"cell {n}: attachment {name}: save it under nbs/images/"

@@ -14,6 +14,7 @@ from .reply import Generation, Piece, from_row
 from .session import DecodeError, Kept, Session, _device, evaluating, left_pad, next_logits
 from .strategies import Draws, Greedy, Sample, Strategy, pick_strategy
 from ..device import in_notebook, is_captured
+from ..model.rest import at_rest
 
 # %% ../../nbs/decode/03_generate.ipynb #c7752ea8
 def _loop(strategy, session):
@@ -69,6 +70,7 @@ def generate(
     prompts, many = split_prompts(prompt)
     strategy, seed, size = pick_strategy(strategy), _seed(seed), _count("batch_size", batch_size) or 64
     if kept is not None and many: raise ValueError("kept goes with one prompt; here is a list of them.")
+    model = at_rest(model)                          # a copy, where another thread trains it
     rows = make_rows(model, tok, prompts, max_new_tokens, stop, sliding, many)
     strategy = constrain(strategy, constraint, rows, tok)
     by_length, bar = sorted(rows, key=lambda r: len(r.prompt_ids)), _Bar(rows, progress)

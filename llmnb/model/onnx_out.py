@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .cache import KVCache
 from .layouts import WeightsError
 
 # %% ../../nbs/model/06b_onnx.ipynb #7bca65a5
@@ -31,11 +32,12 @@ class _Two(_Plain):
     def forward(self, src, src_mask, tgt, tgt_mask): return self.model(src, tgt, src_mask, tgt_mask)
 
 # %% ../../nbs/model/06b_onnx.ipynb #fc28eae4
-class GivenCache:
+class GivenCache(KVCache):
     "A cache made of tensors that are handed in, and handed out again."
     def __init__(self,
         pairs, # keys and values (B, G, past, K) of each layer, in turn
     ):
+        super().__init__(len(pairs) // 2)
         self.pairs, self.length = list(pairs), pairs[0].shape[2]
     def update(self, layer, k, v):
         for i, new in ((2 * layer, k), (2 * layer + 1, v)): self.pairs[i] = torch.cat([self.pairs[i], new], 2)

@@ -14,6 +14,7 @@ from IPython.display import display
 from ..device import pick_ui
 from ..display import Static, escape
 from .magics import VerbError, verb
+from .talk import chat_panel
 from ..plugins import registry
 
 # %% ../../nbs/notebook/03a_decoding.ipynb #6f1a4855
@@ -119,5 +120,5 @@ def chat(
         text = next((t.content for t in reversed(talk.turns) if t.role == "user"), "")
         if not text: raise VerbError("chat: there is no reply to make again. Say something first: %llm chat Hello")
         talk.undo()
-    if not text: return talk
+    if not text: return chat_panel(talk, **how) if pick_ui() == "live" else talk
     desk.put(out=show_stream(talk.stream(text, **how), f"{text}\n", final=talk))

@@ -47,6 +47,13 @@ def ungroup(q, scale, zero):
     return ((q.unflatten(1, (-1, group)) - 8) * scale[..., None] + zero[..., None]).flatten(1)
 
 # %% ../../nbs/shrink/00_quantize.ipynb #a78c09aa
+class _Through(torch.autograd.Function):
+    "The packed product, with a gradient for its input: the packed numbers stay, what is trained lies before or beside them."
+    @staticmethod
+    def forward(ctx, x, layer): ctx.layer = layer; return layer.product(x)
+    @staticmethod
+    def backward(ctx, g): return g @ ctx.layer.weight.to(g.dtype), None
+
 class Packed(nn.Module):
     "A linear layer in another form. Subclasses say `pack`, `unpack` and `direct`."
     form = "" # its name
@@ -71,7 +78,11 @@ class Packed(nn.Module):
     @property
     def nbytes(self): return sum(t.nbytes for t in self.tensors.values()) + (0 if self.bias is None else self.bias.nbytes)
 
-    def forward(self, x): return self.direct()(x.flatten(0, -2).contiguous()).view(*x.shape[:-1], -1)
+    def forward(self, x):
+        if torch.is_grad_enabled() and x.requires_grad: return _Through.apply(x, self)
+        return self.product(x)
+
+    def product(self, x): return self.direct()(x.flatten(0, -2).contiguous()).view(*x.shape[:-1], -1)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         destination[prefix + "weight"] = self.weight

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .run import write_json
+from .state import copy_weights
 
 # %% ../../nbs/train/04a_live.ipynb #076c0972
 class Rates:
@@ -68,7 +69,7 @@ class Snapshots:
             with ExitStack() as stack:
                 if averaged: self._validating(stack)
                 out = into if into is not None else plain_copy(self.model)
-                if into is not None: out.load_state_dict(self.model.state_dict())
+                if into is not None: copy_weights(out, self.model)
             out.step = self.step
             return out
         return self.call(take)

@@ -1,0 +1,210 @@
+"LoRA, DoRA, frozen layers and packed bases: equal to peft, to the formula, and to a run that was never interrupted."
+import json
+
+import peft
+import pytest
+import torch
+import transformers
+
+from llmnb.model.config import TransformerConfig
+from llmnb.model.transformer import Transformer
+from llmnb.model.weights import load_model, save_model
+from llmnb.shrink.quantize import quantize
+from llmnb.text.batches import CausalLM, TextData
+from llmnb.text.tokenizer import Tokenizer
+from llmnb.train.adapters import load_adapter, save_adapter
+from llmnb.train.lora import (AdapterError, adapted, drop, freeze, lora, merge, projections, unmerge, without_adapters)
+from llmnb.train.state import copy_weights
+from llmnb.train.trainer import Trainer
+
+IDS = torch.arange(20).view(2, 10)
+
+
+def make(family="llama", seed=1, **more):
+    return Transformer(getattr(TransformerConfig, family)("tiny", **{**dict(vocab_size=96, ctx=32, width=32, layers=2, heads=4), **more}), seed=seed)
+
+
+def stir(model, seed=0, size=0.3):
+    "Adapters as if they had been trained."
+    g = torch.Generator().manual_seed(seed)
+    for n, p in model.named_parameters():
+        if n.endswith((".A", ".B")): p.data += size * torch.randn(p.shape, generator=g)
+        if n.endswith(".length"): p.data *= 1 + size * torch.rand(p.shape, generator=g)
+    return model
+
+
+def both(tmp_path, family, dora, targets, **more):
+    "The same base in llmnb and in transformers, the same adapters in both, to be trained."
+    save_model(make(family, **more), tmp_path/"base")
+    ours = stir(lora(load_model(tmp_path/"base"), rank=4, alpha=12, dora=dora, targets=targets))
+    save_adapter(ours, tmp_path/"ours", base=tmp_path/"base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/"base", attn_implementation="eager")
+    return ours, peft.PeftModel.from_pretrained(base, tmp_path/"ours", is_trainable=True).eval()
+
+
+def pairs(ours, theirs):
+    "(name, our parameter in their order, their parameter)."
+    found = dict(theirs.named_parameters())
+    for m in adapted(ours).values():
+        for p in m.parts.values():
+            stem = f"base_model.model.{p.name}"
+            yield stem, p.A, found[f"{stem}.lora_A.default.weight"], slice(None)
+            yield stem, p.B, found[f"{stem}.lora_B.default.weight"], p.order
+            if p.length is not None: yield stem, p.length, found[f"{stem}.lora_magnitude_vector.default.weight"], p.order
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("family, targets, more", [
+    ("llama", None, dict(kv_heads=2)), ("llama", ["q_proj", "v_proj"], dict(kv_heads=2, tied=True)), ("qwen2", ["k_proj", "down_proj"], {}),
+    ("gpt2", ["c_attn", "c_fc"], {}), ("gpt_neox", None, {})])
+def test_equal_to_peft_in_logits_gradients_and_a_step(tmp_path, family, targets, more, dora):
+    ours, theirs = both(tmp_path, family, dora, targets, **more)
+    assert torch.allclose(ours(IDS), theirs(IDS).logits, atol=2e-4)
+    for m in (ours, theirs):
+        logits = m(IDS) if m is ours else m(IDS).logits
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
+    found = list(pairs(ours, theirs))
+    assert len(found) == sum(p.requires_grad for p in theirs.parameters()) == sum(p.requires_grad for p in ours.parameters())
+    for name, a, b, order in found:
+        assert b.grad.abs().max() > 0, name
+        assert torch.allclose(a.grad[order], b.grad, rtol=2e-3, atol=2e-5), name
+    for m in (ours, theirs): torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1).step()
+    for name, a, b, order in found: assert torch.allclose(a[order], b, atol=1e-5), name
+    assert torch.allclose(ours(IDS), theirs(IDS).logits, atol=5e-4)
+
+
+@pytest.mark.parametrize("options", [dict(use_dora=True), dict(use_rslora=True), dict(target_modules=["q_proj", "o_proj"]), dict(target_modules="all-linear")])
+def test_adapters_that_peft_made(tmp_path, options):
+    save_model(make(kv_heads=2), tmp_path/"base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/"base")
+    theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, lora_dropout=0.1, task_type="CAUSAL_LM", **options)).eval()
+    theirs.save_pretrained(tmp_path/"theirs")
+    ours = load_adapter(load_model(tmp_path/"base"), tmp_path/"theirs")
+    assert torch.allclose(ours(IDS), theirs(IDS).logits, atol=2e-4)
+    save_adapter(ours, tmp_path/"back")
+    back = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path/"base"), tmp_path/"back").eval()
+    assert torch.allclose(back(IDS).logits, theirs(IDS).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "olmo2"])
+def test_off_merged_and_back(family, dora):
+    model = make(family).eval()
+    run = lambda: model(IDS, IDS) if model.config.arch.pair else model(IDS)
+    before = run().detach()
+    lora(model, rank=2, dora=dora)
+    assert torch.allclose(run(), before, atol=1e-5)
+    tuned = stir(model) and run().detach()
+    with without_adapters(model): assert torch.allclose(run(), before, atol=1e-6)
+    changed = (tuned - before).abs().max()
+    assert changed > 1e-3
+    assert ((merge(model) and run()) - tuned).abs().max() < 1e-3 * changed and not adapted(model)
+    assert torch.equal(unmerge(model) and run(), tuned)
+    assert torch.allclose(drop(model) and run(), before, atol=1e-6)
+
+
+def test_a_saved_model_is_the_tuned_one(tmp_path):
+    model = stir(lora(make(), dora=True)).eval()
+    save_model(model, tmp_path/"m")
+    assert torch.allclose(load_model(tmp_path/"m")(IDS), model(IDS), atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["int8", "int4", "dynamic-int8", "packed"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_on_a_packed_base(how, dora):
+    packed = quantize(make(), how)
+    model, plain = lora(packed, rank=4, dora=dora, seed=3), make()
+    plain.load_state_dict(packed.state_dict())
+    stir(lora(plain, rank=4, dora=dora, seed=3)); copy_weights(model, plain)
+    for m in (model, plain):
+        logits = m(IDS)
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
+    given = {n: p.grad for n, p in plain.named_parameters() if p.requires_grad}
+    assert {n for n, _ in model.named_parameters() if n.endswith((".A", ".B", ".length"))} == set(given)
+    own = torch.cat([dict(model.named_parameters())[n].grad.flatten() for n in given])      # the kernels round inputs, to bfloat16 or 8 bits
+    assert torch.cosine_similarity(own, torch.cat([g.flatten() for g in given.values()]), 0) > (0.9999 if how == "packed" else 0.99)
+    layer, x, g = packed.layers[0].attn.o.base, torch.randn(3, 32, requires_grad=True), torch.randn(3, 32)
+    layer(x).backward(g)
+    assert torch.equal(x.grad, g @ layer.weight) and torch.equal(layer(x), layer.product(x))
+
+
+def test_freeze():
+    model = make()
+    freeze(model, "embed", "layers.0")
+    still = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert still and not any(n.startswith(("embed", "layers.0.")) for n in still)
+    freeze(model, but="layers.1.mlp")
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {n for n, _ in model.named_parameters() if n.startswith("layers.1.mlp.")}
+    with pytest.raises(AdapterError, match="'layer.0'"): freeze(model, "layer.0")
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda m: lora(m, rank=0), "rank = 0"), (lambda m: lora(m, alpha=-1), "alpha"), (lambda m: lora(m, targets=["q_prj"]), "q_proj"),
+    (lambda m: lora(lora(m)), "already"), (merge, "no adapters"), (unmerge, "no adapters")])
+def test_errors_say_what_to_do(call, words):
+    with pytest.raises(AdapterError, match=words): call(make())
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path):
+    save_adapter(lora(make()), tmp_path/"a")
+    with pytest.raises(AdapterError, match="which this model has not"): load_adapter(make("gpt2"), tmp_path/"a")
+    with pytest.raises(AdapterError, match="shape"): load_adapter(make(width=64), tmp_path/"a")
+    said = json.loads((tmp_path/"a"/"adapter_config.json").read_text())
+    (tmp_path/"a"/"adapter_config.json").write_text(json.dumps({**said, "modules_to_save": ["lm_head"]}))
+    with pytest.raises(AdapterError, match="modules_to_save"): load_adapter(make(), tmp_path/"a")
+    with pytest.raises(FileNotFoundError, match="adapter_config"): load_adapter(make(), tmp_path)
+    model = lora(make()); model.norm.weight.requires_grad_(True)
+    with pytest.raises(AdapterError, match="norm.weight"): save_adapter(model, tmp_path/"b")
+    assert not (tmp_path/"b").exists()
+
+
+def test_projections_name_every_row_once():
+    for family in ("llama", "gpt2", "gpt_neox", "bert", "t5"):
+        model = make(family)
+        for name, m in model.named_modules():
+            if not isinstance(m, torch.nn.Linear) or ".layers." not in f".{name}": continue
+            rows = torch.cat([r for _, r, _ in projections(model, name, m.out_features)])
+            assert sorted(rows.tolist()) == list(range(m.out_features)), (family, name)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    tok = Tokenizer.train(["the cat sat on the mat and the dog sat on the log " * 20], vocab_size=64, kind="char")
+    return TextData.pack(["the cat sat on the mat and the dog sat on the log " * 40], tok, objective=CausalLM(16), path=tmp_path_factory.mktemp("d")/"data", valid=0.1)
+
+
+@pytest.mark.parametrize("how", ["lora", "dora", "freeze"])
+def test_a_tuned_run_goes_on_bit_for_bit(tmp_path, data, how):
+    def begin(name):
+        model = make(seed=5)
+        if how == "freeze": freeze(model, "embed", "layers.0")
+        else: lora(model, rank=4, dora=how == "dora")
+        return Trainer(model, data, steps=8, batch_size=4, lr=1e-2, seed=2, device="cpu", dtype="float32", run=tmp_path/name, valid_every=4, callbacks=["ema"])
+    whole, part = begin("whole").fit(), begin("part")
+    part.callbacks.append(Stop(3)); part.fit()
+    assert part.step == 3
+    again = Trainer.reopen(tmp_path/"part", callbacks=["ema"]).fit()
+    assert again.history["loss"].tolist() == whole.history["loss"].tolist() and again.valid_loss == whole.valid_loss
+    ours = dict(again.model.named_parameters())
+    for n, p in whole.model.named_parameters():
+        assert torch.equal(p, ours[n]) and p.requires_grad == ours[n].requires_grad, n
+    assert torch.allclose(load_model(tmp_path/"whole")(IDS.clamp(max=20)), whole.model.eval()(IDS.clamp(max=20)), atol=1e-4)
+
+
+class Stop:
+    "Stops a run after some steps."
+    def __init__(self, at): self.at = at
+    def on_update(self, t, loss, norm):
+        if t.step == self.at: t.stop()
+
+
+def test_a_packed_run_is_reopened_with_its_base(tmp_path, data):
+    base = lambda: lora(quantize(make(seed=5), "int8"), rank=4)
+    begin = lambda name: Trainer(base(), data, steps=6, batch_size=4, lr=1e-2, seed=2, device="cpu", dtype="float32", run=tmp_path/name)
+    whole, part = begin("whole").fit(), begin("part")
+    part.callbacks.append(Stop(3)); part.fit()
+    again = Trainer.reopen(tmp_path/"part", model=base(), callbacks=[]).fit()
+    assert again.history["loss"].tolist() == whole.history["loss"].tolist()
+    assert whole.history["loss"].iloc[-1] < whole.history["loss"].iloc[0]
+    snap = whole.snapshot()
+    assert torch.equal(whole.snapshot(into=snap)(IDS.clamp(max=20)), whole.model.eval()(IDS.clamp(max=20)))
