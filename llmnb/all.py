@@ -16,8 +16,8 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score',
            'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports', 'LanguageModelling',
            'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice', 'Classifying', 'Cloze',
-           'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'Dashboard', 'show_run',
-           'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies', 'chat_panel']
+           'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune', 'Dashboard',
+           'show_run', 'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies', 'chat_panel']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -56,6 +56,7 @@ from .notebook.talk import chat_panel
 from .notebook.watch import watch
 from .plugins import registry
 from .settings import settings
+from .shrink.prune import prune
 from .shrink.quantize import load_quantized, quantize, save_quantized
 from .text.batches import CausalLM, TextData
 from .text.corpus import corpus
@@ -92,6 +93,6 @@ _all_ = [
     "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
     "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
     "CodeWriting", "Conversing",                                   # measure
-    "quantize", "save_quantized", "load_quantized",                                                                 # shrink
+    "quantize", "save_quantized", "load_quantized", "prune",                                                                 # shrink
     "Dashboard", "show_run", "watch", "playground", "Playground", "branch", "reply_tree", "compare_strategies", "chat_panel",
 ]

@@ -5,7 +5,7 @@
 
 Prints one line a cell, and while a training run writes its log, the latest row of it.
 """
-import argparse, ast, asyncio, json, os, sys, threading, time
+import argparse, ast, asyncio, json, os, re, sys, tempfile, threading, time
 from pathlib import Path
 
 import nbformat
@@ -14,6 +14,9 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbclient.util import ensure_async
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+TEMPORARY = re.compile(re.escape(tempfile.gettempdir()) + r"/tmp\w{8}/")    # folders of tempfile: another name in each run
 
 
 def label(cell):
@@ -143,7 +146,11 @@ def clean(nb):
     nb.metadata.pop("language_info", None)
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
-        for o in cell.get("outputs", []): o.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        for o in cell.get("outputs", []):
+            o.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            for where in (o, o.get("data", {})):
+                for key, said in where.items():
+                    if isinstance(said, str): where[key] = TEMPORARY.sub("", said)
 
 
 def pages():

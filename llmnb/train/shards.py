@@ -7,7 +7,7 @@ __all__ = ['shard', 'is_sharded', 'gathered', 'part', 'put_weights', 'save_shard
            'merge']
 
 # %% ../../nbs/train/07a_shards.ipynb #23a7797d
-import json, shutil
+import json, shutil, warnings
 from pathlib import Path
 
 import torch
@@ -74,7 +74,9 @@ def save_shards(
     held, said = describe_optimizer(optimizer)
     tensors.update({f"optim/{k}": v for k, v in held.items()})
     writer = dcp.HuggingFaceStorageWriter(str(folder/"shards"), save_distributed=True)
-    dcp.save(tensors, storage_writer=writer, no_dist=not torch.distributed.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")     # one process: meant so
+        dcp.save(tensors, storage_writer=writer, no_dist=not torch.distributed.is_initialized())
     if not main: return
     config = getattr(model, "config", None)
     said = dict(config=config.to_dict() if hasattr(config, "to_dict") else None, optimizer=said)

@@ -16,7 +16,7 @@ class Track:
     "Sends every row of the log to a tracker."
     to:str = "tensorboard" # tensorboard, trackio, wandb, mlflow, ...: what accelerate knows and is installed
     project:str = "llmnb" # under which trackers with projects file the run
-    order, spare = 60, True
+    order, spare, main_only = 60, True, True        # of several processes, only the main one sends
     def __post_init__(self):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
         known, here = sorted(map(str, LOGGER_TYPE_TO_CLASS)), sorted(map(str, get_available_trackers()))

@@ -154,7 +154,7 @@ class Profile:
     "Profiles a few steps: a table of operations, and a trace file in the run's folder."
     first:int = 10 # step that is profiled first
     steps:int = 3 # how many
-    order, spare = 90, True
+    order, spare, main_only = 90, True, True
     def __post_init__(self): _check_schedule("Profile", self.first); _check_schedule("Profile", self.steps); self._prof = None
     def on_update(self, t, loss, norm):
         if t.step == max(1, self.first - 1) and self._prof is None: self._start(t)
