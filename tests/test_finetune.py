@@ -56,8 +56,9 @@ def pairs(ours, theirs):
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("family, targets, more", [
-    ("llama", None, dict(kv_heads=2)), ("llama", ["q_proj", "v_proj"], dict(kv_heads=2, tied=True)), ("qwen2", ["k_proj", "down_proj"], {}),
-    ("gpt2", ["c_attn", "c_fc"], {}), ("gpt_neox", None, {})])
+    ("llama", None, dict(kv_heads=2)), ("gpt2", ["c_attn", "c_fc"], {}), ("gpt_neox", None, {}),
+    pytest.param("llama", ["q_proj", "v_proj"], dict(kv_heads=2, tied=True), marks=pytest.mark.slow),
+    pytest.param("qwen2", ["k_proj", "down_proj"], {}, marks=pytest.mark.slow)])
 def test_equal_to_peft_in_logits_gradients_and_a_step(tmp_path, family, targets, more, dora):
     ours, theirs = both(tmp_path, family, dora, targets, **more)
     assert torch.allclose(ours(IDS), theirs(IDS).logits, atol=2e-4)
@@ -88,7 +89,7 @@ def test_adapters_that_peft_made(tmp_path, options):
 
 
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", *(pytest.param(f, marks=pytest.mark.slow) for f in ("bert", "olmo2"))])
 def test_off_merged_and_back(family, dora):
     model = make(family).eval()
     run = lambda: model(IDS, IDS) if model.config.arch.pair else model(IDS)
