@@ -1,5 +1,5 @@
 "How `show_doc` draws a symbol on the documentation site: signature, docstring, parameter table, and the same for each method."
-import html, inspect, re
+import html, importlib, inspect, re
 from dataclasses import is_dataclass
 
 from fastcore.docments import DocmentTbl, DocmentText
@@ -48,8 +48,18 @@ def _split(args):
     return [a.strip() for a in out if a.strip()]
 
 
+def exported(sym):
+    "The class as the package has it: one that a cell defined has no source to read comments from."
+    if not inspect.isclass(sym) or sym.__module__ != "__main__": return sym
+    from llmnb._modidx import d
+    homes = [m for m, known in d["syms"].items() if f"{m}.{sym.__name__}" in known]
+    found = [getattr(importlib.import_module(m), sym.__name__, None) for m in homes]
+    return next((f for f in found if inspect.isclass(f) and f.__doc__ == sym.__doc__), sym)
+
+
 def table(sym):
     "The parameter table, or nothing where no parameter has a comment."
+    sym = exported(sym)
     try: rows = DocmentTbl(sym)
     except Exception: return ""
     if not any(p.get("docment", _none) not in (_none, None) for p in rows.dm.values()): return ""
