@@ -85,8 +85,8 @@ class ChatWidget(anywidget.AnyWidget):
     def __repr__(self): return "The chat is live where this notebook runs. What was said:"
 
 # %% ../../nbs/notebook/04a_chat.ipynb #d8f42c5f
-class ChatPanel:
-    "A conversation in a cell; where output is captured, what was said as plain text."
+class _Words:
+    "What can be asked of a panel."
     def __init__(self,
         chat:Chat, # the conversation
         **options, # for each answer, as for `generate`
@@ -117,7 +117,7 @@ class ChatPanel:
         return self.chat.stream(said[-1].content, **self.options)
 
 # %% ../../nbs/notebook/04a_chat.ipynb #4e01631f
-class _Talking(ChatPanel):
+class _Talking(_Words):
     "The thread that makes an answer, and what it tells the widget."
     def _start(self, make):
         if self.busy: raise ValueError("an answer is under way: stop it first.")
@@ -153,14 +153,8 @@ def _still(chat):
     return Static(f'<div class="llmnb-kept">{still.html}</div>', still.text)
 
 # %% ../../nbs/notebook/04a_chat.ipynb #d6b4e11f
-def chat_panel(
-    chat:Chat, # the conversation
-    **options, # for each answer: strategy, max_new_tokens, constraint ... as for `generate`
-) -> ChatPanel: # with say, again, edit, undo, stop, wait
-    "A conversation in a cell."
-    return _Shown(chat, **options)
-
-class _Shown(_Talking):
+class ChatPanel(_Talking):
+    "A conversation in a cell; where output is captured, what was said as plain text."
     def heard(self, widget, content, buffers=None):
         "A button was pressed, or a message sent."
         word, text, at = content.get("do"), str(content.get("text", "")), content.get("at")
@@ -180,3 +174,10 @@ class _Shown(_Talking):
         self.kept = display(_still(self.chat), display_id=True)
         self._tell()
     def __repr__(self): return repr(self.chat)
+
+def chat_panel(
+    chat:Chat, # the conversation
+    **options, # for each answer: strategy, max_new_tokens, constraint ... as for `generate`
+) -> ChatPanel: # with say, again, edit, undo, stop, wait
+    "A conversation in a cell."
+    return ChatPanel(chat, **options)
