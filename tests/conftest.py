@@ -33,15 +33,7 @@ def pages():
     return sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(ROOT).parts))
 
 
-TOGETHER = ("tests/test_docs.py", "tests/test_plugins.py", "tests/browser/")   # files whose tests share something costly
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "`make test` runs tests one by one on the free worker, but those of a file in `TOGETHER` on the same."
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduler(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return nodeid.split("::")[0] if nodeid.startswith(TOGETHER) else nodeid
-
-    return Scheduler(config, log)
+    from schedule import Schedule
+    return Schedule(config, log)

@@ -104,7 +104,7 @@ class _File:
         try: import gguf
         except ImportError: raise WeightsError(f"{file}: GGUF needs the gguf library: pip install gguf.") from None
         try:
-            self.reader = gguf.GGUFReader(file)
+            self.reader = _bounded(gguf.GGUFReader)(file)
             self.all = {k: _short(f.contents()) for k, f in self.reader.fields.items()}
         except Exception as e:                           # a damaged file can break the library anywhere
             raise WeightsError(f"{file} is truncated, or no GGUF file ({type(e).__name__}: {e}). "
@@ -128,6 +128,15 @@ class _File:
         d["more"] = dict(vocab_size=self.shapes.get("token_embd.weight", (0,))[0],
                          tie_word_embeddings="output.weight" not in self.shapes, attention_bias=bias, mlp_bias=bias)
         return d
+
+def _bounded(reader):
+    "gguf's reader, which would count to the end of any list that a damaged header speaks of, made to stop where the file does."
+    class Bounded(reader):
+        def _get(self, offset, dtype, count=1, *more, **how):
+            found = super()._get(offset, dtype, count, *more, **how)
+            if len(found) < int(count): raise ValueError(f"{count} numbers at byte {offset} are past the end of the file")
+            return found
+    return Bounded
 
 def _short(v): # the shortest decimal of a float32
     import numpy as np

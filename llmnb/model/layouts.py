@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADAPT', 'WeightsError', 'AnyOf', 'Stacked', 'entry', 'Changed', 'Fixed', 'Turned', 'ByHeads', 'Pairs', 'Layout',
-           'to_theirs', 'Tensors', 'as_tensors', 'from_theirs', 'read_act', 'write_act', 'refuse', 'read_rope',
+           'to_theirs', 'Tensors', 'as_tensors', 'match', 'from_theirs', 'read_act', 'write_act', 'refuse', 'read_rope',
            'write_rope']
 
 # %% ../../nbs/model/04a_layouts.ipynb #78a1b993
@@ -232,6 +232,18 @@ class _Match:
                                "is an untied head, set tie_word_embeddings to false in config.json")
 
 # %% ../../nbs/model/04a_layouts.ipynb #f3f52962
+def match(
+    model, # any module with a `config`; may lie on "meta"
+    tensors, # their name -> tensor: a dict, or `Tensors`
+    layout:Layout,
+    where:str="the checkpoint", # for messages
+    fresh:tuple=(), # patterns of our parameters that the checkpoint may lack
+) -> _Match: # what goes where
+    "Compare names and shapes, and read nothing. Raises `WeightsError`, which lists every tensor that does not fit."
+    m = _Match(model, as_tensors(tensors), layout, fresh)
+    if m.missing or m.wrong or m.extra: raise WeightsError(_complaint(where, m))
+    return m
+
 @torch.no_grad()
 def from_theirs(
     model, # any module with a `config`; filled in place
@@ -241,8 +253,7 @@ def from_theirs(
     fresh:tuple=(), # patterns of our parameters that may keep what they have if the checkpoint lacks them
 ):
     "Fill a model from a family's checkpoint. Raises `WeightsError`, which lists every tensor that does not fit."
-    m = _Match(model, as_tensors(tensors), layout, fresh)
-    if m.missing or m.wrong or m.extra: raise WeightsError(_complaint(where, m))
+    m = match(model, tensors, layout, where, fresh)
     try:
         for name, make in m.constants.items():
             if not torch.equal(m.tensors[name], make(m.c).to(m.tensors[name])):

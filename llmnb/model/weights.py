@@ -14,7 +14,7 @@ import torch
 
 from ..device import pick_device, pick_dtype
 from .config import TransformerConfig
-from .layouts import ADAPT, Layout, Tensors, WeightsError, from_theirs, to_theirs
+from .layouts import ADAPT, Layout, Tensors, WeightsError, from_theirs, match, to_theirs
 from .transformer import Transformer
 from ..plugins import registry
 from ..settings import settings
@@ -271,6 +271,22 @@ def load_weights(
     from_theirs(model, tensors, layout, str(folder), fresh)
     return model
 
+# %% ../../nbs/model/06_weights.ipynb #8c0dc256
+def _few_enough_layers(config, tensors, where):
+    "Layers have tensors (those of an ALBERT share them)."
+    most, layers = 100 + len(tensors), max(config.layers, config.decoder_layers)
+    if layers > most:
+        raise WeightsError(f"{where} speaks of {layers:,} layers and holds {len(tensors):,} tensors; expected at most {most:,} "
+                           "layers. It is damaged, or its configuration is another model's.")
+
+def _small_enough_tables(model, where):
+    "Tables of positions are made, not read: nothing in the file vouches for their length."
+    size = lambda ts: sum(t.numel() * t.element_size() for t in ts)
+    tables, most = size(model.buffers()), max(2**30, size(model.parameters()))
+    if tables > most:
+        raise WeightsError(f"{where} speaks of a context of {model.config.ctx:,} tokens, whose table of positions takes "
+                           f"{tables / 1e9:.1f} GB; expected at most {most / 1e9:.1f} GB. It is damaged, or not meant.")
+
 # %% ../../nbs/model/06_weights.ipynb #2b53e112
 def load_model(
     path:str|Path, # a transformers folder, a run, a hub id or a .gguf file
@@ -282,7 +298,10 @@ def load_model(
     place = find_checkpoint(path)
     config, layout, tensors = _open(place, architecture)
     if layout.look is not None: config = layout.look(config, tensors)
+    _few_enough_layers(config, tensors, place)
     with torch.device("meta"): model = Transformer(config)               # shapes only: nothing is drawn in vain
+    match(model, tensors, layout, str(place))                            # before any memory is taken
+    _small_enough_tables(model, place)
     device = pick_device(device)
     dtype = _stored_dtype(place, tensors) if dtype is None else pick_dtype(dtype, device)
     model = model.to(dtype).to_empty(device=device).eval()
