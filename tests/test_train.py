@@ -176,7 +176,7 @@ def test_accumulation_resumes_exactly(data, tmp_path):
 
 
 CHILD = """
-import sys, time
+import os, sys, time
 from llmnb.settings import settings
 from llmnb.text.batches import TextData
 sys.path.insert(0, {tests!r})
@@ -184,15 +184,18 @@ import torch; torch.set_num_threads(1)
 from test_train import make, At
 settings.override(ui="none", device="cpu")
 data = TextData.open({data!r})
-def tell(t): print("step", t.step, flush=True); time.sleep({pause})
+def tell(t):
+    print("step", t.step, flush=True)
+    while t.step == {hold} and not os.path.exists({run!r} + ".go"): time.sleep(.005)
 t = make(data, {run!r}, save_every=4, callbacks=[At(n, tell) for n in range(1, 25)])
 t.fit()
 print(t.state, t.step, flush=True)
 """
 
 
-def _child(data, run, pause):
-    code = CHILD.format(tests=str(Path(__file__).parent), data=str(data.path), run=str(run), pause=pause)
+def _child(data, run, hold):
+    "A run that waits after step `hold` until there is a file run.go."
+    code = CHILD.format(tests=str(Path(__file__).parent), data=str(data.path), run=str(run), hold=hold)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -212,7 +215,7 @@ def one_thread():
 def test_sigkill_loses_nothing(data, one_thread, tmp_path):
     "Killed in the middle of a run; reopened; the same losses as an unbroken run, bit for bit."
     whole = make(data, tmp_path / "whole").fit()
-    p = _child(data, tmp_path / "killed", pause=0.05)
+    p = _child(data, tmp_path / "killed", hold=14)
     _read_until(p, "step 14"); p.send_signal(signal.SIGKILL); p.wait(20)
     assert p.returncode == -signal.SIGKILL
     with open(tmp_path / "killed" / "log.jsonl", "a") as f: f.write('{"step": 15, "lo')      # the line that it was writing
@@ -235,8 +238,8 @@ def test_a_run_that_died_before_its_second_checkpoint(data, unbroken, tmp_path):
 
 def test_sigint_stops_after_the_step(data, one_thread, tmp_path):
     whole = make(data, tmp_path / "whole").fit()
-    p = _child(data, tmp_path / "r", pause=0.05)
-    _read_until(p, "step 6"); p.send_signal(signal.SIGINT)
+    p = _child(data, tmp_path / "r", hold=6)
+    _read_until(p, "step 6"); p.send_signal(signal.SIGINT); (tmp_path / "r.go").touch()
     out, err = p.communicate(timeout=30)
     assert p.returncode == 0 and "stopped" in out and "Traceback" not in err, err
     t = Trainer.reopen(tmp_path / "r", callbacks=())
