@@ -667,6 +667,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmnb.device.free_memory': ('device.html#free_memory', 'llmnb/device.py'),
                               'llmnb.device.in_notebook': ('device.html#in_notebook', 'llmnb/device.py'),
                               'llmnb.device.is_captured': ('device.html#is_captured', 'llmnb/device.py'),
+                              'llmnb.device.keep_memory': ('device.html#keep_memory', 'llmnb/device.py'),
                               'llmnb.device.matrix_rate': ('device.html#matrix_rate', 'llmnb/device.py'),
                               'llmnb.device.measure_rates': ('device.html#measure_rates', 'llmnb/device.py'),
                               'llmnb.device.pick_device': ('device.html#pick_device', 'llmnb/device.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'Probe', 'measure_rates', 'probe', 'pick_dtype', 'matrix_rate', 'seed_everything', 'in_notebook',
-           'is_captured', 'pick_ui', 'free_memory']
+           'is_captured', 'pick_ui', 'free_memory', 'keep_memory']
 
 # %% ../nbs/01_device.ipynb #579aa5e1
 import gc, json, os, sys, time
@@ -225,3 +225,18 @@ def free_memory() -> None:
     if torch is None: return
     if torch.cuda.is_available() and torch.cuda.is_initialized(): torch.cuda.empty_cache()
     elif torch.backends.mps.is_available(): torch.mps.empty_cache()
+
+# %% ../nbs/01_device.ipynb #7be2f0c4
+_TRIM, _MMAP = -1, -3       # glibc's numbers for M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+
+@contextmanager
+def keep_memory():
+    "Within this block the process keeps the memory that tensors let go of, where glibc manages it (elsewhere nothing changes)."
+    import ctypes
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"): yield; return
+    libc.mallopt(_MMAP, 32 * 2**20); libc.mallopt(_TRIM, -1)        # the largest that it takes; never
+    try: yield
+    finally:
+        libc.mallopt(_TRIM, 64 * 2**20)                             # where glibc goes by itself after a few large tensors
+        libc.malloc_trim(ctypes.c_size_t(0))

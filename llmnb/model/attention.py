@@ -87,10 +87,11 @@ class Attention(Tapped):
         return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
 
     def part(self, t, n, norm=None):
-        "(B, T, n K) to (B, n, T, K), with its norm, of all heads together or of each."
-        if norm is not None and self.whole: t = norm(t)
+        "(B, T, n K) to (B, n, T, K), with its norm, of all heads together or of each; in the format that it came in."
+        dtype = t.dtype                                     # a norm's float32 weights would widen what autocast narrowed
+        if norm is not None and self.whole: t = norm(t).to(dtype)
         t = t.view(*t.shape[:2], n, self.head_size)
-        return (t if norm is None or self.whole else norm(t)).transpose(1, 2)
+        return (t if norm is None or self.whole else norm(t).to(dtype)).transpose(1, 2)
 
     def keys_of(self, memory):
         "Keys and values (B, G, S, K) of an encoder's states (B, S, D)."

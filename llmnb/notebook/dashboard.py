@@ -236,7 +236,7 @@ class Feed:
         trainer, # has pause(), resume(), stop()
         frame, # a function that gives the frame of now
         most_per_second:float=4, # updates
-        share:float=0.003, # of the time that drawing may take
+        share:float=0.002, # of the time that drawing may take
     ):
         self.trainer, self.frame, self.every, self.share, self.spent = trainer, frame, 1 / most_per_second, share, 0.0
         self.lock, self.over = threading.Lock(), threading.Event()
@@ -279,7 +279,7 @@ class Sampler:
     def __init__(self,
         prompt:str|None=None, # how samples begin; by default as the held-out text does
         tokens:int=40, # length; 0 for no samples
-        share:float=0.004, # of the time that has passed
+        share:float=0.002, # of the time that has passed
     ): self.prompt, self.tokens, self.share, self.spent, self.last, self.problem = prompt, tokens, share, 0.0, 0.1, None
 
     def account(self,
@@ -363,7 +363,7 @@ class Dashboard(Ledger):
     ui:str|None=None # "live", "static" or "none"; by default what `pick_ui` finds
     prompt:str|None=None # how samples begin; by default as the held-out text does
     sample_tokens:int=40 # length of a sample; 0 for none
-    sample_share:float=0.004 # of the training time that samples may take
+    sample_share:float=0.002 # of the training time that samples may take
     order:ClassVar[int]=90 # after callbacks that change something
 
     def on_start(self, t):

@@ -323,7 +323,7 @@ class Checkpoints:
         if self.step == self.steps or (often and self.step % often == 0): return True
         due, (_, at, cost) = self._save_asked, self._saved
         if self.config.save_every: due = due or self.step % self.config.save_every == 0
-        else: due = due or time.perf_counter() - at > max(60, 100 * cost)
+        else: due = due or time.perf_counter() - at > max(60, 300 * cost)
         return self.ranks.any(due)[0]
 
     def _counters(self, checkpoint):

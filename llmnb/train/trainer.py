@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..device import free_memory, pick_device
+from ..device import free_memory, keep_memory, pick_device
 from ..display import Static, line_chart, table
 from ..model.rest import moving
 from ..settings import settings
@@ -135,6 +135,7 @@ class Opening(Loop):
         self.run.mkdir(parents=True, exist_ok=True)
         if ranks.main: enter(locked(self.run))
         enter(fp32_precision(c.fp32_precision))
+        if device.type == "cpu": enter(keep_memory())
         if blocking: enter(own_numbers(device)); enter(deferred_interrupt(self.interrupt))
         ahead = self._engine is not None            # a checkpoint could not be written: memory is ahead of the disk
         if not ahead:
