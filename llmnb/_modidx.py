@@ -988,6 +988,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'llmnb.measure.report._write': ('measure/report.html#_write', 'llmnb/measure/report.py'),
                                       'llmnb.measure.report.compare_reports': ( 'measure/report.html#compare_reports',
                                                                                 'llmnb/measure/report.py'),
+                                      'llmnb.measure.report.keep_figures': ('measure/report.html#keep_figures', 'llmnb/measure/report.py'),
                                       'llmnb.measure.report.load_report': ('measure/report.html#load_report', 'llmnb/measure/report.py'),
                                       'llmnb.measure.report.save_report': ('measure/report.html#save_report', 'llmnb/measure/report.py')},
             'llmnb.measure.sandbox': { 'llmnb.measure.sandbox.Limits': ('measure/sandbox.html#limits', 'llmnb/measure/sandbox.py'),
