@@ -94,7 +94,7 @@ class Reader:
 
     def hidden(self, ids, mask=None, cache=None, **more):
         "As `model.hidden`."
-        if more or not self.goes(cache) or _too_short(self.rules, ids.shape[1] + (0 if cache is None else cache.length)):
+        if more or cache is None or not self.goes(cache) or _too_short(self.rules, cache.length + ids.shape[1]):
             return self.model.hidden(ids, mask, cache, **more)
         return self._read(ids, mask, cache)
 
