@@ -2809,6 +2809,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmnb.text.engines._Gigatoken.__init__': ( 'text/engines.html#_gigatoken.__init__',
                                                                                 'llmnb/text/engines.py'),
                                     'llmnb.text.engines._Gigatoken.array': ('text/engines.html#_gigatoken.array', 'llmnb/text/engines.py'),
+                                    'llmnb.text.engines._Gigatoken.fresh': ('text/engines.html#_gigatoken.fresh', 'llmnb/text/engines.py'),
                                     'llmnb.text.engines._Gigatoken.ids': ('text/engines.html#_gigatoken.ids', 'llmnb/text/engines.py'),
                                     'llmnb.text.engines._Gigatoken.lists': ('text/engines.html#_gigatoken.lists', 'llmnb/text/engines.py'),
                                     'llmnb.text.engines._Gigatoken.reads': ('text/engines.html#_gigatoken.reads', 'llmnb/text/engines.py'),
