@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from llmnb.plugins import UnknownName
-from llmnb.text import bpe
+from llmnb.text import bpe, kinds
 from llmnb.text.batches import Batch, CausalLM, DataError, TextData, _cut, _open_ids, shuffled
 from llmnb.text.corpus import Corpus, CorpusError, MissingSample, corpus, kjv, shakespeare, strip_gutenberg
-from llmnb.text.tokenizer import BPE, Tokenizer, _tiktoken_engine
+from llmnb.text.engines import _Engines, _Plain, _gigatoken_engine, _tiktoken_engine
+from llmnb.text.tokenizer import BPE, Tokenizer
 
 few = hypothesis_settings(max_examples=150, deadline=None)
 TORTURE = ("naïve café — “quotes” ١٢٣ ½ 中文字 日本語 한국어 हिन्दी ไทย עברית 👩‍👩‍👧 e\u0301 \u200b\ufeff\x00\x1c\x85\u00a0\u3000\r\n\t   's 'S don't I'LL  "
@@ -27,7 +28,7 @@ def works(): return list(shakespeare())
 def tok(works):
     tok = Tokenizer.train(works[:10], vocab_size=2048)
     tok.encode_batch(["x" * 100_000])                 # makes it choose its fast engine
-    assert tok._engine
+    assert tok._engines.reading(["x"])
     return tok
 
 @pytest.fixture(scope="module")
@@ -81,9 +82,11 @@ def test_scratch_round_trip(small, text):
 
 @few
 @given(strings)
-def test_any_text_round_trips_and_both_engines_agree(tok, text):
+def test_any_text_round_trips_and_all_engines_agree(tok, text):
     ids = tok.rust.encode(text, add_special_tokens=False).ids
-    assert tok.encode(text) == ids == tok._engine.encode(text, allowed_special="all")
+    assert tok.encode(text) == ids
+    for make in _Engines.makers:
+        if (engine := tok._engines.of(make)) and engine.reads([text]): assert engine.ids(text) == ids == engine.row([text], "<|endoftext|>", 2).tolist()[:-1]
     assert tok.decode(ids) == text and tok.decode_bytes(ids) == text.encode()
     assert tok.rust.decode(ids, skip_special_tokens=False) == text
 
@@ -118,7 +121,8 @@ def plain_characters():
 every_character = pytest.param(lambda: (c for c in range(0x110000) if not 0xD800 <= c < 0xE000), marks=pytest.mark.slow, id="every")
 
 @pytest.mark.parametrize("characters", [pytest.param(plain_characters, id="plain"), every_character])
-def test_engines_cut_words_alike_for_every_character(characters):
+@pytest.mark.parametrize("pattern, make", [("gpt2", _tiktoken_engine), *((p, _gigatoken_engine) for p in ("gpt2", "cl100k", "o200k"))])   # tiktoken and the others: test_text_tokenizers
+def test_engines_cut_words_alike_for_every_character(characters, pattern, make):
     "Whether a character is a letter, a digit, white space or something else shows in what it merges with."
     pieces, merges = [], []
     chars = bpe.byte_alphabet()
@@ -127,12 +131,16 @@ def test_engines_cut_words_alike_for_every_character(characters):
         for c in list(chars.values()): merges.append((mark, c)); vocab.setdefault(mark + c, len(vocab))
     from tokenizers import Tokenizer as Rust, decoders, models, pre_tokenizers
     rust = Rust(models.BPE(vocab, merges))
-    rust.pre_tokenizer, rust.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    engine = _tiktoken_engine(rust, json.loads(rust.to_str()))
+    rust.pre_tokenizer, rust.decoder = kinds.byte_words(pattern), decoders.ByteLevel()
+    engine = make(_Plain(rust, json.loads(rust.to_str())))
+    if engine is None and make is _gigatoken_engine: pytest.skip("gigatoken is not installed")
     points = list(characters())
-    for i in range(0, len(points), 4096):
-        text = "".join(f"a{chr(c)}1{chr(c)}.{chr(c)} {chr(c)}x" for c in points[i:i+4096])
-        assert engine.encode(text) == rust.encode(text).ids
+    read = [c for c in points if engine.reads([chr(c)])]
+    assert all(unicodedata.category(chr(c)) == "Cn" for c in set(points) - set(read))
+    for i in range(0, len(read), 4096):
+        for form in ("a{0}1{0}.{0} {0}x", "A{0}b'{0}s{0}12345{0}{0}", "\n{0}\n\n{0} \t{0}'LL{0}"):
+            text = "".join(form.format(chr(c)) for c in read[i:i+4096])
+            assert engine.ids(text) == rust.encode(text).ids
 
 def test_large_batches_equal_small_ones(tok, works):
     texts = [*works[:4], TORTURE * 500, "", "a" * 200_000, "ab " * 50_000, " " * 100_000, "\n" * 100_000 + "x"]
@@ -147,7 +155,7 @@ def test_texts_in_a_row_are_each_with_its_end(tok, texts, large, threads):
     ids, sizes = tok.encode_ended(texts, threads)
     want = [[*tok.rust.encode(t, add_special_tokens=False).ids, tok.eos_id] for t in texts]
     assert ids.tolist() == sum(want, []) and sizes.tolist() == [len(w) for w in want]
-    assert tok._engine
+    assert tok._engines.reading(texts)
 
 @pytest.mark.parametrize("specials, alone", [(("<|endoftext|>", "<|pad|>"), True), (("<|endoftext|>", "x<|"), False), (("<|endoftext|>", "a<|endoftext|>b"), False), (("<|pad|>",), False), (("aa",), False)])
 def test_an_end_that_could_be_taken_for_another_token(specials, alone):
@@ -158,19 +166,58 @@ def test_an_end_that_could_be_taken_for_another_token(specials, alone):
     ids, sizes = odd.encode_ended(texts)
     assert ids.tolist() == sum(([*odd.rust.encode(t, add_special_tokens=False).ids, odd.eos_id] for t in texts), []) and sizes.sum() == len(ids)
 
-def test_engine_is_refused_where_ids_could_differ():
+@pytest.mark.parametrize("make", _Engines.makers)
+def test_engine_is_refused_where_ids_could_differ(make):
     from tokenizers import AddedToken, Tokenizer as Rust, decoders, models, normalizers, pre_tokenizers
     base = json.loads(BPE(300, ("<|endoftext|>",)).train(iter(["the theme of the thesis, the theme"] * 3)).to_str())
     def engine(change):
         spec = json.loads(json.dumps(base)); change(spec)
-        return _tiktoken_engine(Rust.from_str(json.dumps(spec)), spec)
+        return make(_Plain(Rust.from_str(json.dumps(spec)), spec))
     def swap(s): s["model"]["merges"] = s["model"]["merges"][::-1]
-    assert engine(lambda s: None)
-    assert not engine(swap)
+    if not engine(lambda s: None): pytest.skip("gigatoken is not installed")
+    assert bool(engine(swap)) is (make is _gigatoken_engine)
     assert not engine(lambda s: s.update(normalizer={"type": "Lowercase"}))
     assert not engine(lambda s: s["added_tokens"][0].update(rstrip=True))
     assert not engine(lambda s: s["added_tokens"].append({**s["added_tokens"][0], "id": 999, "content": "<|endoftext|>x"}))
     assert not engine(lambda s: s["pre_tokenizer"].update(add_prefix_space=True))
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_gigatoken_merges_any_list_of_merges_as_tokenizers_does(data):
+    "Ids in any order, merges whose halves come later, tokens that two merges make."
+    pytest.importorskip("gigatoken")
+    from tokenizers import Tokenizer as Rust, decoders, models
+    chars = list(bpe.byte_alphabet().values())
+    tokens, merges = [bpe.byte_alphabet()[ord(c)] for c in "abc "], []
+    for _ in range(data.draw(st.integers(1, 30))):
+        pair = tuple(data.draw(st.sampled_from(tokens)) for _ in "lr")
+        if pair not in merges and len("".join(pair)) < 9: merges.append(pair); tokens.append("".join(pair))
+    names = list(dict.fromkeys([*chars, *tokens]))
+    rust = Rust(models.BPE(dict(zip(names, data.draw(st.permutations(range(len(names)))))), data.draw(st.permutations(merges))))
+    rust.pre_tokenizer, rust.decoder = kinds.byte_words("gpt2"), decoders.ByteLevel()
+    engine = _gigatoken_engine(_Plain(rust, json.loads(rust.to_str())))
+    if engine is None: return                     # two merges of one token: not the form of a plain BPE
+    for text in data.draw(st.lists(st.text("abc ", max_size=30), max_size=8)): assert engine.ids(text) == rust.encode(text).ids
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
+def test_gigatoken_does_not_keep_the_words_of_all_times(tok, tmp_path):
+    "Forty megabytes of words that come only once: kept, they take some 350 MB."
+    pytest.importorskip("gigatoken")
+    tok.save(tmp_path/"t")
+    code = """if True:
+        import sys, numpy as np
+        from llmnb.text.engines import _Gigatoken
+        from llmnb.text.tokenizer import Tokenizer
+        def held(): return int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmRSS"))) / 1024
+        _Gigatoken.room = int(sys.argv[2])
+        tok, rng, first = Tokenizer.load(sys.argv[1]), np.random.default_rng(0), None
+        for i in range(13):
+            letters = rng.integers(97, 123, (300_000, 10), np.uint8); letters[:, 0] = 32
+            tok.encode_ended([letters.tobytes().decode()]); first = first or held()
+        print(held() - first)
+    """
+    def grown(room): return float(subprocess.run([sys.executable, "-c", code, tmp_path/"t", str(room)], capture_output=True, text=True, check=True).stdout)
+    assert grown(6_000_000) < 150 < grown(10**9)
 
 def test_saved_is_what_transformers_reads(tok, tmp_path):
     from transformers import AutoTokenizer

@@ -8,7 +8,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from llmnb.plugins import UnknownName, registry
 from llmnb.text import chat, kinds, views
 from llmnb.text.corpus import shakespeare
-from llmnb.text.engines import _engine_and_unfit, _long_space, _tiktoken_engine
+from llmnb.text.engines import _Plain, _gigatoken_engine, _long_space, _tiktoken_engine
 from llmnb.text.loading import read_merges, read_ranks
 from llmnb.text.tokenizer import Tokenizer
 
@@ -283,8 +283,8 @@ def test_ranks_equal_tiktoken(name, official, ranked, works):
     for text in (TORTURE, *works[:2]): assert tok.rust.encode(text).ids == theirs.encode(text, allowed_special="all") == tok.encode(text)
     assert tok.decode(tok.encode(TORTURE)) == TORTURE
     if name != "p50k":                                # its ids have a hole where the special token stands between the ranks
-        found = _engine_and_unfit(tok.rust, tok.spec)
-        assert found and found[0].encode(TORTURE, allowed_special="all") == tok.encode(TORTURE)
+        engines = [make(_Plain(tok.rust, tok.spec)) for make in (_tiktoken_engine, _gigatoken_engine)]
+        assert engines[0] and all(e.ids(TORTURE) == tok.encode(TORTURE) for e in engines if e)
 
 @few
 @given(text=strings)
@@ -329,8 +329,8 @@ def test_smollm_equals_transformers(smol, smol_theirs, works):
     assert (smol.bos_id, smol.eos_id, smol.pad_id, smol.unk_id) == (1, 2, 2, 0) and smol.vocab_size == 49152
     assert smol == Tokenizer.load(smol_theirs) and smol.chat_template == smol_theirs.chat_template
     long = [*works, TORTURE]
-    assert smol.encode_batch(long) == smol_theirs(long)["input_ids"] and smol._engine
-    assert smol._unfit.search("\x04") and not smol._unfit.search(works[0])
+    assert smol.encode_batch(long) == smol_theirs(long)["input_ids"] and smol._engines.reading(works)
+    assert not smol._engines.reading(["\x04"]) and smol._engines.reading(works[:1])
 
 @few
 @given(text=strings)

@@ -35,11 +35,13 @@ def _check_document(x, i, objective):
 
 def _groups(texts, objective=None, most=4_000_000):
     "Lists of checked documents of about `most` characters (a document counts 64 more: it costs memory, too)."
-    group, size, running = [], 0, _reads(objective) is str
-    for i, x in enumerate(_documents(texts)):
-        if not (running and type(x) is str and x.isascii()): x = _check_document(x, i, objective)
-        if not (n := len(x if running else text_of(x))): continue
-        group.append(x); size += n + 64
+    group, size, at, running, texts = [], 0, 0, _reads(objective) is str, iter(_documents(texts))
+    while some := list(itertools.islice(texts, 64)):              # a few at a time: a loop over lines would take longer than encoding
+        if not (running and set(map(type, some)) == {str} and all(map(str.isascii, some))):
+            some = [_check_document(x, at + i, objective) for i, x in enumerate(some)]
+        sizes = list(map(len, some if running else map(text_of, some)))
+        group += some if all(sizes) else [x for x, n in zip(some, sizes) if n]
+        at += len(some); size += sum(sizes) + 64 * len(some)
         if size >= most: yield group; group, size = [], 0
     if group: yield group
 
@@ -50,14 +52,17 @@ class _Digest:
     def add(self, group):
         "Add documents; gives the size of each text in bytes."
         texts = group if isinstance(group[0], str) else [x.as_json() for x in group]
-        sizes = np.array([len(t) if t.isascii() else len(t.encode()) for t in texts], "<u8")
-        self.texts.update("".join(texts).encode()); self.sizes.update(sizes.tobytes())
+        whole = "".join(texts)
+        each = map(len, texts) if whole.isascii() else (len(t) if t.isascii() else len(t.encode()) for t in texts)
+        sizes = np.fromiter(each, "<u8", len(texts))
+        self.texts.update(whole.encode()); self.sizes.update(sizes.tobytes())
         return sizes if texts is group else [len(text_of(x).encode()) for x in group]
     def hexdigest(self): return hashlib.sha256(self.texts.digest() + self.sizes.digest()).hexdigest()
 
-def _group_of(x):
-    "A number that documents of one group share, in this process."
-    return hash(x if isinstance(x, str) else x.group) & 0xFFFF_FFFF_FFFF_FFFF
+def _groups_of(documents):
+    "A number for each document that those of one group share, in this process."
+    keys = documents if isinstance(documents[0], str) else (x.group for x in documents)
+    return np.fromiter(map(hash, keys), np.int64, len(documents)).view(np.uint64)
 
 class _Numbers:
     "Numbers that come one after the other, in a file; read back as a memory map."
@@ -79,7 +84,7 @@ class _Tally:
         self.folder.mkdir()
         self.kept = [_Numbers(self.folder/n, c) for n, c in (("tokens", "q"), ("bytes", "q"), ("groups", "Q"))]
     def add(self, group, tokens):
-        for kept, n in zip(self.kept, (tokens, self.digest.add(group), map(_group_of, group))): kept.add(n)
+        for kept, n in zip(self.kept, (tokens, self.digest.add(group), _groups_of(group))): kept.add(n)
         self.count += len(group)
     def arrays(self):
         if not self.count: raise DataError("The corpus is empty: there is no document with text in it.")

@@ -19,7 +19,7 @@ from ..display import Static, token_strip
 from ..plugins import registry
 from .bpe import byte_alphabet
 from .chat import _Chats
-from .engines import _engine_and_unfit, _tiktoken_engine
+from .engines import _Engines
 from .kinds import BPE
 from .loading import ROLES, read_tokenizer
 from .views import _Views
@@ -134,7 +134,7 @@ class _Encodes:
         "The ids of a text."
         _check_text(text)
         engine = None if add_special else self._fast([text])
-        if engine: return engine.encode(text, allowed_special="all")
+        if engine: return engine.ids(text)
         return self.rust.encode(text, add_special_tokens=add_special).ids
 
     def encode_batch(self,
@@ -148,13 +148,12 @@ class _Encodes:
         texts = [_check_text(t, f"text {i}") for i, t in enumerate(texts)]
         engine = self._fast(texts)
         if not engine: return [e.ids for e in self.rust.encode_batch_fast(texts, add_special_tokens=False)]
-        return _in_threads(lambda t: engine.encode(t, allowed_special="all"), texts, threads or os.cpu_count() or 1)
+        return engine.lists(texts, threads or os.cpu_count() or 1)
 
     def _fast(self, texts):
-        "The fast engine if these texts are worth it and it can read them."
-        if self._engine is None and sum(map(len, texts)) >= 100_000:
-            self._engine, self._unfit = _engine_and_unfit(self.rust, self.spec) or (False, None)
-        return self._engine if self._engine and not any(self._unfit.search(t) for t in texts) else None
+        "A fast engine if these texts are worth it and one can read them."
+        if self._engines is None and sum(map(len, texts)) >= 100_000: self._engines = _Engines(self.rust, self.spec)
+        return self._engines and self._engines.reading(texts)
 
     def encode_ended(self,
         texts, # strings
@@ -163,30 +162,14 @@ class _Encodes:
         "The ids of several texts in a row, the end-of-text token behind each: what `encode_batch` gives, sooner."
         import numpy as np
         engine, end = self._fast(texts), self.roles["eos"]
-        if not (engine and _stands_alone(end, engine.special_tokens_set)) or any(end in t for t in texts):
+        if not (engine and _stands_alone(end, engine.specials)) or any(end in t for t in texts):
             coded = [[*ids, self.eos_id] for ids in self.encode_batch(texts, threads)]
             sizes = np.fromiter(map(len, coded), np.int64, len(coded))
             return np.fromiter(itertools.chain.from_iterable(coded), np.uint32, int(sizes.sum())), sizes
-        threads = threads or os.cpu_count() or 1
-        rows = _in_threads(lambda part: engine.encode_to_numpy(end.join([*part, ""]), allowed_special="all"), _parts(texts, 4 * threads), threads)
-        ids = np.concatenate(rows)
+        ids = engine.row(texts, end, threads or os.cpu_count() or 1)
         return ids, np.diff(np.flatnonzero(ids == self.eos_id), prepend=-1)
 
 # %% ../../nbs/text/01_tokenizer.ipynb #18fc79d4
-def _in_threads(f, items, threads):
-    "Map `f` over items in order; each thread takes a long stretch: a task for each text costs more than the text."
-    if threads == 1 or len(items) == 1: return [f(x) for x in items]
-    step = max(1, len(items) // (threads * 8))
-    with ThreadPoolExecutor(threads) as pool:
-        parts = pool.map(lambda i: [f(x) for x in items[i:i+step]], range(0, len(items), step))
-        return [x for part in parts for x in part]
-
-def _parts(texts, n):
-    "Texts in at most n lists of neighbours, each with about as many characters."
-    ends = list(itertools.accumulate(map(len, texts), initial=0))
-    cuts = sorted({bisect.bisect_left(ends, ends[-1] * i // n) for i in range(1, n)} - {0, len(texts)})
-    return [texts[a:b] for a, b in zip([0, *cuts], [*cuts, len(texts)])]
-
 def _stands_alone(end, specials):
     "Is `end` found behind any text? Not if the end of the text and the beginning of `end` could be a special token."
     return end in specials and not any(end.startswith(s[i:]) or s[i:].startswith(end) for s in specials for i in range(1, len(s)))
@@ -337,7 +320,7 @@ class Tokenizer(_Trains, _Files, _Encodes, _Decodes, _Shows, _Views, _Chats, _Id
     ):
         rust.no_truncation(); rust.no_padding()       # MiniLM's file says 128 tokens: that is for batches to say
         self.rust, self.chat_template = rust, chat_template
-        self._engine = self._unfit = None             # the fast engine, once it was asked for; False if there is none
+        self._engines = None                          # the fast ones, once a text was worth it
         self.added = dict(rust.get_added_tokens_decoder())
         self.special_ids = {i for i, t in self.added.items() if t.special}
         self.vocab_size = max(rust.get_vocab(with_added_tokens=True).values()) + 1
@@ -348,7 +331,7 @@ class Tokenizer(_Trains, _Files, _Encodes, _Decodes, _Shows, _Views, _Chats, _Id
     def __eq__(self, other): return isinstance(other, Tokenizer) and self.fingerprint == other.fingerprint
     def __hash__(self): return hash(self.fingerprint)
     def __len__(self): return self.vocab_size
-    def __getstate__(self): return {**self.__dict__, "_engine": None}
+    def __getstate__(self): return {**self.__dict__, "_engines": None}
     def __repr__(self):
         roles = ", ".join(f"{r} {self.rust.token_to_id(t)} {t}" for r, t in self.roles.items() if t)
         kind = self.spec["model"]["type"]
