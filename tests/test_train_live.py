@@ -116,7 +116,9 @@ def test_generating_from_the_model_itself_while_it_trains(data, tmp_path):
     t = make(data, tmp_path / "b", steps=40, valid_every=40, callbacks=[Slowly(), Keep()]).fit(background=True)
     t.call(lambda: None); said, own = [], at_rest(t.model)
     assert own is not t.model and not own.training
-    while t.alive: said.append(generate(t.model, None, [1, 2, 3], max_new_tokens=12, strategy=Greedy()).ids)
+    while t.alive:
+        g = generate(t.model, None, [1, 2, 3], max_new_tokens=12, strategy=Greedy())
+        said.append(g.ids); assert g.why(3)
     t.wait(60)
     assert len(said) > 2 and same_as(t, whole) and at_rest(t.model) is t.model
     of_a_step = [generate(m, None, [1, 2, 3], max_new_tokens=12, strategy=Greedy()).ids for m in [make_model(data), *kept.values()]]

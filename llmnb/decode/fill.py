@@ -17,6 +17,7 @@ from .reply import name_token
 from .session import DecodeError, _device, evaluating
 from .strategies import Draws, Greedy, Strategy, pick_strategy
 from ..display import Static, table, token_strip
+from ..model.rest import at_rest
 
 # %% ../../nbs/decode/07_fill.ipynb #973008dd
 _signs = "<mask>", "[MASK]", "<|mask|>"
@@ -140,6 +141,7 @@ def fill(
     mask_id:int|None=None, # the mask token, where the tokenizer has none
 ) -> Filling|list: # a list for a list of texts
     "Fill the holes of a text."
+    model = at_rest(model)                      # a copy, where another thread trains it
     many, mask = _several(text), _mask_id(tok, mask_id)
     rows = [_to_ids(tok, t, mask) for t in (text if many else [text])]
     for r in rows: _check_ids(r, model, mask)
@@ -176,7 +178,7 @@ def refine(
     strategy=Greedy(), seed:int|None=None, mask_id:int|None=None, # as for `fill`
 ) -> Filling: # its `steps` tell the text after each round
     "Write the holes (all of the text, if there are none), and rewrite the least likely words, again and again."
-    mask = _mask_id(tok, mask_id)
+    model, mask = at_rest(model), _mask_id(tok, mask_id)
     ids, steps = _to_ids(tok, text, mask), _count("steps", steps)
     _check_ids(ids, model, mask, holes=False)
     w = _Holes(tok, ids, mask, _chooser(strategy), _seed(seed), top)

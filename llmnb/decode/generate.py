@@ -70,7 +70,7 @@ def generate(
     prompts, many = split_prompts(prompt)
     strategy, seed, size = pick_strategy(strategy), _seed(seed), _count("batch_size", batch_size) or 64
     if kept is not None and many: raise ValueError("kept goes with one prompt; here is a list of them.")
-    model = at_rest(model)                          # a copy, where another thread trains it
+    own, model = model, at_rest(model)              # a copy, where another thread trains it
     rows = make_rows(model, tok, prompts, max_new_tokens, stop, sliding, many)
     strategy = constrain(strategy, constraint, rows, tok)
     by_length, bar = sorted(rows, key=lambda r: len(r.prompt_ids)), _Bar(rows, progress)
@@ -82,7 +82,7 @@ def generate(
             finally: session.close(); bar.look()
     bar.close()
     out = [from_row(r, strategy, seed + r.number, r.best) for r in rows]
-    for g in out: remember(g, model, tok)
+    for g in out: remember(g, own, tok)
     return out if many else out[0]
 
 # %% ../../nbs/decode/03_generate.ipynb #59fbcdb7
@@ -104,7 +104,7 @@ class Stream:
         row = self.session.rows[0]
         row.stop()
         self.session.close()
-        self.result = remember(from_row(row, self.strategy, self.seed, row.best), self.session.model, row.tok)
+        self.result = remember(from_row(row, self.strategy, self.seed, row.best), self.session.own, row.tok)
 
     def __iter__(self): return self
     def __next__(self) -> Piece:

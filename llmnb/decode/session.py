@@ -157,7 +157,7 @@ class Session:
         queue=(), # (row, seed) pairs that wait for a place
         kept:Kept|None=None, # where the cache of a single row comes from, and goes
     ):
-        model = at_rest(model)                      # a copy, where another thread trains it
+        self.own, model = model, at_rest(model)     # a copy, where another thread trains it
         self.model, self.rows, self.draw, self.cached, self.sliding = model, list(rows), draw, cache, sliding
         self.room, self.vocab, self.top, self.queue, self.size = room, vocab, top, list(queue), len(rows)
         self.kept = None if is_pair(model) else kept                     # what a decoder has read of one source is of no use for another

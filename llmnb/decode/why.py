@@ -14,6 +14,7 @@ from .processors import Chain, History
 from .reply import Generation, Row, name_token
 from .session import DecodeError, _device, evaluating, first_ids, next_logits, read_source
 from ..display import table
+from ..model.rest import at_rest
 
 # %% ../../nbs/decode/03a_why.ipynb #caf5be57
 def _asked(model, prompt_ids, before, tok):
@@ -32,6 +33,7 @@ def trace(
     "What the model thought, and what each step made of it."
     model, tok = (g.source[0](), g.source[1]) if g.source else (None, None)
     if model is None: raise DecodeError("the model of this reply is gone, and why(...) asks it once more; generate again.")
+    model = at_rest(model)                      # a copy, where another thread trains it: as it is now
     ids, logits = _asked(model, g.prompt_ids, g.ids[:i], tok)
     history = History(torch.tensor([ids], device=logits.device), len(ids) - i)
     steps, chain = [("the model", logits)], getattr(getattr(g.strategy, "base", g.strategy), "chain", Chain())

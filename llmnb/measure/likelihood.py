@@ -6,13 +6,17 @@
 __all__ = ['split_ids', 'continuation_losses']
 
 # %% ../../nbs/measure/07_likelihood.ipynb #17d2a9be
+import os
+
 import numpy as np
 import torch
 
 from ..decode.session import is_pair
 from ..decode.generate import evaluating
 from .perplexity import _bounds, _groups
-from .surprise import _decoder_start, _padded
+from .surprise import _decoder_start
+from ..model.reader import Reader, quick
+from ..model.rest import at_rest
 from ..text.objectives import decoder_batch
 from ..text.targets import _fill
 
@@ -38,7 +42,7 @@ def _split_all(tok, pairs):
 
 # %% ../../nbs/measure/07_likelihood.ipynb #039fc119
 def _causal_rows(model, tok, pairs):
-    "(inputs, labels) of each pair, and how many prompts were cut."
+    "Of each pair: the ids that are read, the labels of its last places, and how many ids were cut."
     ctx, _ = _bounds(model, None, None)
     start = tok.bos_id if tok.bos_id is not None else tok.eos_id
     for i, (before, after) in enumerate(_split_all(tok, pairs)):
@@ -46,55 +50,138 @@ def _causal_rows(model, tok, pairs):
         if not before: raise ValueError(f"pair {i} has no prompt, and the tokenizer has no bos or eos to begin with.")
         if len(after) > ctx:
             raise ValueError(f"the continuation of pair {i} has {len(after)} tokens, but the context is {ctx}.")
-        whole = [*before, *after]
-        ids, labels = whole[:-1][-ctx:], ([-100] * (len(before) - 1) + after)[-ctx:]
-        yield torch.tensor(ids), torch.tensor(labels), len(whole) - 1 > ctx
+        read = [*before, *after[:-1]]
+        yield read[-ctx:], after, max(0, len(read) - ctx)
 
-def _sums(logits, labels):
-    "(B, 3): nats, tokens, 1 where every label is the most likely token."
-    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
-    best = ((logits.argmax(-1) == labels) | (labels == -100)).all(1)
-    return torch.stack([loss.sum(1), (labels != -100).sum(1).float(), best.float()], 1)
+class _Whole:
+    "The face of a `Transformer` for whatever turns ids (B, T) into logits (B, T, V)."
+    def __init__(self, model): self.model = model
+    def hidden(self, ids, mask=None, cache=None): return getattr(out := self.model(ids), "logits", out)
+    def unembed(self, x): return x
+
+def _face(model): return quick(model) if hasattr(model, "unembed") else _Whole(model)
+
+@torch.inference_mode()
+def _alone(model, read, labels):
+    "(1, 3) of one pair: nats, tokens, and how many of them are the most likely one."
+    ids = torch.tensor([read], device=next(model.parameters()).device)
+    whole = model.unembed(model.hidden(ids)[:, -len(labels):]) if hasattr(model, "unembed") else _Whole(model).hidden(ids)
+    logits, goal = whole[0, -len(labels):].float(), torch.tensor(labels, device=ids.device)
+    nats = torch.nn.functional.cross_entropy(logits, goal, reduction="sum")
+    return torch.tensor([[nats, len(labels), (logits.argmax(-1) == goal).sum()]])
 
 # %% ../../nbs/measure/07_likelihood.ipynb #cafd5a65
-@torch.inference_mode()
-def _causal(model, rows):
-    device = next(model.parameters()).device
-    x, y = (t.to(device) for t in _padded(rows))
-    if not hasattr(model, "unembed"): return _sums(getattr(out := model(x), "logits", out).float(), y).cpu()
-    asked = y != -100                                # the head is asked about these places only
-    logits = model.unembed(model.hidden(x)[asked]).float()
-    nats = torch.nn.functional.cross_entropy(logits, y[asked], reduction="none")
-    line = torch.arange(len(y), device=device)[:, None].expand_as(y)[asked]
-    add = lambda v: torch.zeros(len(y), device=device).index_add_(0, line, v.float())
-    n = asked.sum(1).float()
-    return torch.stack([add(nats), n, (add(logits.argmax(-1) == y[asked]) == n).float()], 1).cpu()
+def _trees(rows, prompts, tokens=4096):
+    "Rows that begin alike: (their numbers, how many ids they share). All of a row that shares nothing worth it."
+    groups = {}
+    for i, (read, _, cut) in enumerate(rows): groups.setdefault((prompts[i], cut), []).append(i)
+    for alike in groups.values():
+        for part in _groups(alike, max(2, tokens // max(len(rows[i][0]) for i in alike))):
+            n = len(os.path.commonprefix([rows[i][0] for i in part]))
+            if n * (len(part) - 1) > sum(len(rows[i][0]) - n for i in part): yield part, n
+            else: yield from (([i], len(rows[i][0])) for i in part)
 
+def _together(rows, trees, size, ctx, tokens=4096, padding=256):
+    "Trees of like length in lists, to be read at once: at most `size`, with keys and values of about so many tokens."
+    batch, count, tail, waste = [], 0, 0, 0
+    for part, n in sorted(trees, key=lambda t: -t[1]):
+        T, own = batch[0][1] if batch else n, max(len(rows[i][0]) for i in part) - n
+        full = len(batch) == size or T + max(tail, own) > ctx or (count + len(part)) * (T + max(tail, own)) > tokens
+        if batch and (full or waste + T - n > padding):
+            yield batch
+            T, batch, count, tail, waste = n, [], 0, 0, 0
+        batch, count, tail, waste = [*batch, (part, n)], count + len(part), max(tail, own), waste + T - n
+    if batch: yield batch
+
+# %% ../../nbs/measure/07_likelihood.ipynb #5f0c21aa
+def _pad(rows, device):
+    T = max(map(len, rows))
+    return torch.tensor([[*r, *[0] * (T - len(r))] for r in rows], device=device)
+
+def _at(face, places, ids, mask, cache):
+    "Hidden states (N, D) of places in (B T,)."
+    if type(face) is Reader: return face.at(places, ids, mask, cache)
+    return face.hidden(ids, mask, cache).flatten(0, 1)[places]
+
+def _tally(face, look, T, asks, line, device, at_once=256):
+    "(N, 3) from (row of T ids, place, label, number of the pair); `look` reads, and gives the states of some places."
+    if not asks: look(torch.zeros(1, dtype=torch.long, device=device)); return torch.zeros(len(line), 3, device=device)
+    row, place, labels, of = (torch.tensor(x, device=device) for x in zip(*[(*a[:3], line[a[3]]) for a in asks]))
+    places, back = (row * T + place).unique(return_inverse=True)     # options with one beginning ask there together
+    out, states = torch.zeros(len(line), 3, device=device), look(places)
+    for begin in range(0, len(places), at_once):
+        logits = face.unembed(states[begin:begin + at_once]).float()
+        here = (back >= begin) & (back < begin + at_once)
+        at, label = back[here] - begin, labels[here]
+        nats, best = logits.logsumexp(-1)[at] - logits[at, label], logits.argmax(-1)[at] == label
+        out.index_add_(0, of[here], torch.stack([nats, torch.ones_like(nats), best.float()], 1))
+    return out
+
+# %% ../../nbs/measure/07_likelihood.ipynb #5f0c21ab
 @torch.inference_mode()
-def _given_source(model, tok, rows):
-    sources, targets = [s for s, *_ in rows], [t for _, t, *_ in rows]
-    batch = decoder_batch(sources, targets, _decoder_start(model, tok), _fill(tok) or 0).to(next(model.parameters()).device)
-    return _sums(model(batch.src, batch.ids, src_mask=batch.src_mask, tgt_mask=batch.mask).float(), batch.labels).cpu()
+def _ask(face, rows, trees, device):
+    "(numbers, (N, 3) of them) for some trees: what a tree shares is read once, then the ends that differ."
+    n = {i: shared for part, shared in trees for i in part}
+    line = {i: r for r, i in enumerate(n)}
+    tails = [(k, i) for k, (part, _) in enumerate(trees) for i in part if len(rows[i][0]) > n[i]]
+    heads = _pad([rows[part[0]][0][:shared] for part, shared in trees], device)
+    cache = face.new_cache(len(heads), heads.shape[1] + max(len(rows[i][0]) - n[i] for _, i in tails)) if tails else None
+    asks = [(k, p, label, i) for k, (part, _) in enumerate(trees) for i in part for p, label in _places(rows[i]) if p < n[i]]
+    out = _tally(face, lambda at: _at(face, at, heads, None, cache), heads.shape[1], asks, line, device)
+    if tails: out += _ask_tails(face, rows, n, tails, cache, line, device)
+    return list(n), out
+
+def _ask_tails(face, rows, n, tails, cache, line, device):
+    "The same for the ends alone, after beginnings that are in the cache: (its row there, number of the pair)."
+    ids, begun = _pad([rows[i][0][n[i]:] for _, i in tails], device), torch.tensor([n[i] for _, i in tails], device=device)
+    mask = torch.cat([(torch.arange(cache.length, device=device) < begun[:, None]).long(), torch.ones_like(ids)], 1)
+    cache.reorder([k for k, _ in tails])
+    asks = [(r, p - n[i], label, i) for r, (_, i) in enumerate(tails) for p, label in _places(rows[i]) if p >= n[i]]
+    return _tally(face, lambda at: _at(face, at, ids, None if mask.all() else mask, cache), ids.shape[1], asks, line, device)
+
+def _places(row): return enumerate(row[1], len(row[0]) - len(row[1]))
+
+# %% ../../nbs/measure/07_likelihood.ipynb #5f0c21ac
+@torch.inference_mode()
+def _given_source(model, tok, rows, numbers, device):
+    "The same for rows (source, target, cut) of an encoder-decoder: a source is read once for all its targets."
+    known = {s: k for k, s in enumerate(dict.fromkeys(tuple(rows[i][0]) for i in numbers))}
+    targets, fill = [rows[i][1] for i in numbers], _fill(tok) or 0
+    given = decoder_batch([list(s) for s in known], targets, _decoder_start(model, tok), fill).to(device)
+    memory = model.read(given.src, given.src_mask).reorder([known[tuple(rows[i][0])] for i in numbers])
+    look = lambda at: model.hidden(given.ids, given.mask, memory=memory).flatten(0, 1)[at]
+    asks = [(r, p, label, i) for r, (i, t) in enumerate(zip(numbers, targets)) for p, label in enumerate(t)]
+    return numbers, _tally(model, look, given.ids.shape[1], asks, {i: r for r, i in enumerate(numbers)}, device)
 
 # %% ../../nbs/measure/07_likelihood.ipynb #bcdda45d
 def continuation_losses(
     model, # a decoder, or an encoder-decoder (whose source is then the prompt)
     tok, # its tokenizer
     pairs, # (prompt, continuation), strings
-    batch_size:int=16, # at once
+    batch_size:int=16, # prompts at once; 1: one pair after the other
     progress=None, # called with how many are done
 ) -> tuple: # array (N, 4): nats, tokens, bytes, 1 if it is what greedy decoding writes; and how many prompts were cut
     "How likely each continuation is after its prompt: exp(-nats)."
-    pairs = list(pairs)
-    if is_pair(model): rows = [([*tok.encode(p), tok.eos_id][-model.config.ctx:], tok.encode(c), False) for p, c in pairs]
+    pairs, model = list(pairs), at_rest(model)
+    if is_pair(model): rows = [([*tok.encode(p), tok.eos_id][-model.config.ctx:], tok.encode(c), 0) for p, c in pairs]
     else: rows = list(_causal_rows(model, tok, pairs))
     out = np.zeros((len(rows), 4))
-    ask = (lambda part: _given_source(model, tok, part)) if is_pair(model) else lambda part: _causal(model, part)
-    order = sorted(range(len(rows)), key=lambda i: -(len(rows[i][0]) + len(rows[i][1])))
     with evaluating(model):
-        for part in _groups(order, batch_size):
-            found = ask([rows[i] for i in part]).numpy()
-            out[part, 0], out[part, 1], out[part, 3] = found.T
+        for part, found in _answers(model, tok, rows, [p for p, _ in pairs], batch_size):
+            nats, tokens, hits = found.cpu().numpy().T
+            out[part, 0], out[part, 1], out[part, 3] = nats, tokens, hits == tokens
             if progress: progress(len(part))
     out[:, 2] = [len(c.encode()) for _, c in pairs]
-    return out, sum(r[2] for r in rows)
+    return out, sum(cut > 0 for *_, cut in rows)
+
+def _answers(model, tok, rows, prompts, size):
+    "(numbers of some pairs, (N, 3) of them)."
+    device = next(model.parameters()).device
+    if is_pair(model):
+        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), prompts[i], -len(rows[i][1])))
+        yield from (_given_source(model, tok, rows, part, device) for part in _groups(order, size))
+    elif size == 1: yield from (([i], _alone(model, read, labels)) for i, (read, labels, _) in enumerate(rows))
+    else:
+        if not hasattr(model, "unembed") or model.new_cache() is None: prompts = range(len(rows))    # each for itself
+        face, ctx = _face(model), _bounds(model, None, None)[0]
+        yield from (_ask(face, rows, trees, device) for trees in _together(rows, _trees(rows, prompts), size, ctx))

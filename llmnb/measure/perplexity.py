@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..decode.generate import evaluating
+from ..model.rest import at_rest
 from ..text.batches import Batch
 
 # %% ../../nbs/measure/00_perplexity.ipynb #db001d49
@@ -151,6 +152,7 @@ def perplexity(
     bos:bool=False, # start each text with the tokenizer's bos (or eos), so that its first token counts too
 ) -> Perplexity: # a float with .loss, .bits_per_byte, .tokens, .bytes
     "How surprised a model is by texts. Raises `ValueError` for an empty text, or a window that the model cannot read."
+    model = at_rest(model)                      # a copy, where another thread trains it
     if (other := _other_kind(model)): return other(model, tok, texts, batch_size=batch_size, **_only(ctx=ctx, stride=stride))
     ctx, stride = _bounds(model, ctx, stride)
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
@@ -180,6 +182,7 @@ def evaluate_loss(
     batch_size:int=16, # rows at once
 ) -> float: # nats a token
     "The exact mean loss over the validation split."
+    model = at_rest(model)
     total, tokens, device = 0.0, 0, next(model.parameters()).device
     with evaluating(model), torch.inference_mode():
         for batch in data.valid_batches(batch_size):

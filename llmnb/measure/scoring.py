@@ -15,6 +15,7 @@ from .metrics import metric
 from .report import Report, _write
 from .scores import _checked_options
 from .tasks import Task
+from ..model.rest import at_rest
 from ..plugins import registry
 from ..settings import settings
 
@@ -82,7 +83,7 @@ def score(
         raise TypeError(f"task is {type(task).__name__}; expected a task such as Translation(pairs), or the name of one.")
     if limit is not None and limit < 1: raise ValueError(f"limit = {limit}; expected at least 1.")
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
-    task = task.take(limit) if limit else task
+    task, model = task.take(limit) if limit else task, at_rest(model)
     names = [metrics] if isinstance(metrics, str) else list(metrics or task.metrics)
     for n in names: metric(n, **task.options(n))                # a wrong name is said before the work
     outputs, notes, seconds, known = _answers(model, tok, task, batch_size, seed, cache, progress)

@@ -17,6 +17,7 @@ from ..decode.generate import evaluating
 from ..display import Static, token_strip
 from .perplexity import Perplexity, _bounds, _documents, _encoded, _groups, _rows, sum_loss
 from .scores import Metric
+from ..model.rest import at_rest
 from ..text.objectives import _mask_id, decoder_batch
 from ..text.records import Pair, as_record
 from ..text.targets import _fill, _frame
@@ -66,6 +67,7 @@ def token_losses(
     ctx:int|None=None, stride:int|None=None, batch_size:int=8, bos:bool=False, # as for `perplexity`
 ) -> TokenLosses:
     "The surprise of each token, given what is before it."
+    model = at_rest(model)
     ctx, stride = _bounds(model, ctx, stride)
     ids = next(iter(_encoded(tok, text, bos, [])))
     losses = []
@@ -85,6 +87,7 @@ def text_losses(
     ctx:int|None=None, stride:int|None=None, batch_size:int=8, bos:bool=False, # as for `perplexity`
 ) -> np.ndarray: # (N, 3): nats, tokens, bytes of each text
     "What perplexity is made of, text by text."
+    model = at_rest(model)
     ctx, stride = _bounds(model, ctx, stride)
     sizes, sums = [], []
     def rows():
@@ -149,6 +152,7 @@ def pseudo_perplexity(
     batch_size:int=16, # masked copies at once
 ) -> Perplexity:
     "How surprised a model is by each token, when it sees all the others (Salazar et al., 2020)."
+    model = at_rest(model)
     ctx, _ = _bounds(model, ctx, None)
     room, mask_id = ctx - len(_frame(tok, [])), _mask_id(tok, None)
     if room < 1: raise ValueError(f"ctx = {ctx} has no room for text beside the {ctx - room} special tokens.")
@@ -178,6 +182,7 @@ def pair_perplexity(
     batch_size:int=16, # pairs at once
 ) -> Perplexity:
     "How surprised an encoder-decoder is by targets, given their sources."
+    model = at_rest(model)
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     total, tokens, sizes = 0.0, 0, []
     with evaluating(model):

@@ -25,15 +25,16 @@ def quick_linear(
 ): # a function (N, K) -> (N, M); the layer itself where it is more than a plain one
     "The layer's product, without the layer."
     if hasattr(m, "direct"): return m.direct()                            # packed layers know their own way
-    if type(m) is not nn.Linear or _heard(m): return m
+    if _heard(m): return lambda x: m(x).clone()                           # who listens may keep what it gave
+    if type(m) is not nn.Linear: return m
     return quick_product(m.weight, m.bias)
 
 def quick_product(w, b=None):
     "x -> x Wᵀ + b."
-    if w.device.type == "cpu" and w.dtype == torch.float32 and w.numel() >= 2**16 and _has_onednn():
-        product = torch.ops.mkldnn._linear_pointwise.default
-        return lambda x: product(x, w, b, "none", [], "")
-    return lambda x: F.linear(x, w, b)
+    if w.device.type != "cpu" or w.dtype != torch.float32 or not _has_onednn(): return lambda x: F.linear(x, w, b)
+    product = torch.ops.mkldnn._linear_pointwise.default
+    if w.numel() >= 2**16: return lambda x: product(x, w, b, "none", [], "")
+    return lambda x: product(x, w, b, "none", [], "") if len(x) >= 64 else F.linear(x, w, b)
 
 def _has_onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 def _heard(m): return bool(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations"))
@@ -87,23 +88,32 @@ class Reader:
     def __getattr__(self, name): return getattr(self.model, name)         # all that is not said here
 
     def goes(self, cache) -> bool:
-        "Whether the flat loop can be used now: a plain cache, no listeners, no window that is shorter than the text."
-        if self.model.training or type(cache) is not KVCache or _graded(self.model): return False
+        "Whether the flat loop can be used now: a plain cache or none, no listeners, no window that is shorter than the text."
+        if self.model.training or not (cache is None or type(cache) is KVCache) or _graded(self.model): return False
         return not any(m.taps for m in self.tapped)
 
     def hidden(self, ids, mask=None, cache=None, **more):
         "As `model.hidden`."
-        if more or not self.goes(cache) or _too_short(self.rules, cache.length + ids.shape[1]):
+        if more or cache is None or not self.goes(cache) or _too_short(self.rules, cache.length + ids.shape[1]):
             return self.model.hidden(ids, mask, cache, **more)
         return self._read(ids, mask, cache)
+
+    def at(self,
+        places:torch.Tensor, # (N,) in (B T,), the rows one after the other
+        ids, mask=None, cache=None, # as for `hidden`
+    ) -> torch.Tensor: # (N, D)
+        "Hidden states of some places only: in the last block nothing else goes through the products after attention."
+        if not self.goes(cache) or _too_short(self.rules, ids.shape[1] + (0 if cache is None else cache.length)):
+            return self.model.hidden(ids, mask, cache).flatten(0, 1)[places]
+        return self._read(ids, mask, cache, places)
 
     def unembed(self, x, mask=None):
         "As `model.unembed`."
         if self.last is None or self.model.taps or _graded(self.model): return self.model.unembed(x, mask)
         return self.last(x.flatten(0, -2).contiguous()).view(*x.shape[:-1], -1)
 
-    def _read(self, ids, mask, cache):
-        model, (B, T), begin = self.model, ids.shape, cache.length
+    def _read(self, ids, mask, cache, only=None):
+        model, (B, T), begin = self.model, ids.shape, 0 if cache is None else cache.length
         H, G, K, end = self.heads, self.kv_heads, self.size, begin + T
         _check(model, ids, mask, begin, cache, B)
         at = _places(mask, begin, end, ids.device)
@@ -113,26 +123,30 @@ class Reader:
         rows = (B, H, T, K) if T > 1 or H == G else (B, G, H // G, K)
         cpu16 = x.dtype == torch.bfloat16 and x.device.type == "cpu"
         twice = cpu16 and T == 1 and H == G                               # torch's kernel is three times slower for one row
-        like = x.new_empty(B, G, 0, K)
-        cache._check(like); cache._make_room(like, end)
-        new, seen = cache.store[..., begin:end, :].unbind(0), cache.store[..., :end, :].unbind(0)
+        if cache is not None:
+            like = x.new_empty(B, G, 0, K)
+            cache._check(like); cache._make_room(like, end)
+            new, seen = cache.store[..., begin:end, :].unbind(0), cache.store[..., :end, :].unbind(0)
         for layer, (norm1, qkv, o, norm2, up, down, act, gated) in enumerate(self.parts):
             y = qkv(norm1(x)).view(B, T, H + 2 * G, K)
             if turned: turn_inside(y[:, :, :H + G, :turned], cos, sin)
-            new[layer].copy_(y[:, :, H:].view(B, T, 2, G, K).permute(2, 0, 3, 1, 4))
-            k, v = seen[layer].unbind(0)
+            kv = y[:, :, H:].view(B, T, 2, G, K).permute(2, 0, 3, 1, 4)
+            if cache is not None: new[layer].copy_(kv); kv = seen[layer]
+            k, v = kv.unbind(0)
             q = y[:, :, :H].transpose(1, 2).reshape(rows)
             if twice: q = q.expand(B, G, 2, K)
             heads = F.scaled_dot_product_attention(q, k, v, attn_mask=see, is_causal=causal, scale=self.scale,
                                                    enable_gqa=H != G and T > 1)
             if twice: heads = heads[:, :, :1]
-            x = x + o(heads.reshape(B, H, T, K).transpose(1, 2).reshape(B * T, H * K))
+            heads = heads.reshape(B, H, T, K).transpose(1, 2).reshape(B * T, H * K)
+            if only is not None and layer == len(self.parts) - 1: x, heads = x[only], heads[only]
+            x = _add(x, o(heads))
             h = up(norm2(x))
-            if gated: gate, h = h.chunk(2, -1); h = act(gate) * h
+            if gated: gate, h = h.chunk(2, -1); h = act(gate).mul_(h)
             else: h = act(h)
-            x = x + down(h)
-        cache.length = end
-        return self.norm(x).view(B, T, -1)
+            x = _add(x, down(h))
+        if cache is not None: cache.length = end
+        return self.norm(x) if only is not None else self.norm(x).view(B, T, -1)
 
 # %% ../../nbs/model/11_reader.ipynb #a7c32baa
 def quick(model):
@@ -146,6 +160,8 @@ def quick_head(model):
     plain = h.dense is None and h.softcap is None and h.scale is None and not _heard(h)
     return quick_product(h.matrix(model.embed.weight), h.bias) if plain else None
 
+def _add(x, y): return y.add_(x) if y.dtype == x.dtype else x + y          # y is new: its memory serves again
+
 def _graded(model): return torch.is_grad_enabled() or torch.is_autocast_enabled(model.norm.weight.device.type)
 
 def _too_short(windows, n): return any(w is not None and w < n for w in windows)
@@ -153,7 +169,7 @@ def _too_short(windows, n): return any(w is not None and w < n for w in windows)
 def _check(model, ids, mask, begin, cache, B):
     "What `model.hidden` would refuse."
     from llmnb.model.transformer import check_cache, check_input
-    check_cache(model, cache)
+    if cache is not None: check_cache(model, cache)
     check_input(model, ids, mask, begin, model.reads)
 
 def _places(mask, begin, end, device):

@@ -107,13 +107,18 @@ class _Tiktoken:
 # %% ../../nbs/text/01c_engines.ipynb #df1c96ff
 class _Gigatoken:
     "gigatoken's encoder; it serves one caller at a time, and brings its own threads."
-    def __init__(self, encoder, specials): self.encoder, self.specials, self.turn = encoder, specials, threading.Lock()
+    room = 32_000_000                                    # characters, after which an encoder makes room for a new one
+    def __init__(self, make, specials): self.make, self.specials, self.encoder, self.seen, self.turn = make, specials, make(), 0, threading.Lock()
     def reads(self, texts): return not any(map(_unassigned, texts))
+    def fresh(self, size):
+        if self.seen + size > self.room and self.seen: self.encoder, self.seen = self.make(), 0
+        self.seen += size
+        return self.encoder
     def array(self, text):
-        with self.turn: return self.encoder.encode(text)
+        with self.turn: return self.fresh(len(text)).encode(text)
     def ids(self, text): return self.array(text).tolist()
     def lists(self, texts, threads):
-        with self.turn: return self.encoder.encode_batch_list(texts, parallel=False if threads == 1 else None)
+        with self.turn: return self.fresh(sum(map(len, texts))).encode_batch_list(texts, parallel=False if threads == 1 else None)
     def row(self, texts, end, threads): return self.array(end.join([*texts, ""]))
 
 # %% ../../nbs/text/01c_engines.ipynb #08757c20
@@ -147,7 +152,7 @@ def _gigatoken_engine(plain):
     if not plain.fits or plain.lacking: return None
     try: from gigatoken import Tokenizer as Giga
     except ImportError: return None
-    try: return _Gigatoken(Giga.from_json(plain.rust.to_str()), set(plain.special))
+    try: return _Gigatoken(lambda: Giga.from_json(plain.rust.to_str()), set(plain.special))
     except Exception: return None                        # it says of what it cannot read that it cannot
 
 # %% ../../nbs/text/01c_engines.ipynb #1273a326
