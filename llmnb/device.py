@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'Probe', 'measure_rates', 'probe', 'pick_dtype', 'matrix_rate', 'seed_everything', 'in_notebook',
-           'is_captured', 'pick_ui', 'free_memory', 'keep_memory']
+           'is_captured', 'pick_ui', 'free_memory', 'keep_memory', 'return_memory']
 
 # %% ../nbs/01_device.ipynb #579aa5e1
 import gc, json, os, sys, time
@@ -229,14 +229,28 @@ def free_memory() -> None:
 # %% ../nbs/01_device.ipynb #7be2f0c4
 _TRIM, _MMAP = -1, -3       # glibc's numbers for M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 
+def _glibc():
+    "The C library where it is glibc, else None."
+    import ctypes
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
 @contextmanager
 def keep_memory():
     "Within this block the process keeps the memory that tensors let go of, where glibc manages it (elsewhere nothing changes)."
     import ctypes
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"): yield; return
+    if (libc := _glibc()) is None: yield; return
     libc.mallopt(_MMAP, 32 * 2**20); libc.mallopt(_TRIM, -1)        # the largest that it takes; never
     try: yield
     finally:
         libc.mallopt(_TRIM, 64 * 2**20)                             # where glibc goes by itself after a few large tensors
         libc.malloc_trim(ctypes.c_size_t(0))
+
+# %% ../nbs/01_device.ipynb #ac2dd70b
+@contextmanager
+def return_memory():
+    "Within this block large pieces of memory go back to the system as soon as they are let go of (glibc; elsewhere nothing changes)."
+    if (libc := _glibc()) is None: yield; return
+    libc.mallopt(_MMAP, 8 * 2**20)
+    try: yield
+    finally: libc.mallopt(_MMAP, 32 * 2**20)                        # where glibc goes by itself after a few large tensors

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..device import return_memory
 from ..display import Static, table, token_strip
 from ..plugins import registry
 from ..settings import settings
@@ -287,7 +288,7 @@ def _pack(cls, texts, tok, objective, path, valid, seed):
     if packed: return packed
     temporary = _temporary_folder(home)
     try:
-        meta = _fill(temporary, texts, tok, objective, valid, seed)
+        with return_memory(): meta = _fill(temporary, texts, tok, objective, valid, seed)
         if _reads(objective) is str: _check_length(meta["train"]["tokens"], meta["valid"]["tokens"], objective)
         path = path or home/_folder_name(meta["fingerprint"], objective)
         _put(temporary, path)
