@@ -16,7 +16,7 @@ from nbclient.util import ensure_async
 ROOT = Path(__file__).resolve().parent.parent
 
 
-TEMPORARY = re.compile(re.escape(tempfile.gettempdir()) + r"/tmp\w{8}/")    # folders of tempfile: another name in each run
+LOCAL = re.compile(re.escape(tempfile.gettempdir()) + r"/tmp\w{8}/|" + re.escape(f"{ROOT}/"))    # another name in each run, and on each machine
 
 
 def label(cell):
@@ -150,7 +150,7 @@ def clean(nb):
             o.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             for where in (o, o.get("data", {})):
                 for key, said in where.items():
-                    if isinstance(said, str): where[key] = TEMPORARY.sub("", said)
+                    if isinstance(said, str): where[key] = LOCAL.sub("", said)
 
 
 def pages():
