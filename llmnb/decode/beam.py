@@ -73,46 +73,9 @@ class Pool:
         reach = 0.0 if could == math.inf else best / could ** self.penalty
         self.done = self.early is True or reach <= self.texts[-1][0]
 
-# %% ../../nbs/decode/04_beam.ipynb #1805b34c
-class Search:
-    "The state of a beam search: for each prompt its groups of beams, and what they have finished."
-    def __init__(self,
-        beam, # a `Beam`
-        session, # `llmnb.decode.generate.Session`
-    ):
-        self.beam, self.session, self.length = beam, session, 0
-        self.each, self.active = beam.width // beam.groups, list(session.batch)
-        self.clocks = {r.number: [x for x in r.rules if not x.textual] for r in self.active}
-        for r in self.active: r.rules = tuple(x for x in r.rules if x.textual)
-        self.late, self.ended = set(), {}                                # rows whose time is over; texts that end in this step
-        root = Node(None)
-        self.base = {r.number: root for r in self.active}
-        self.nodes = {r.number: [root] * beam.width for r in self.active}
-        self.pools = {r.number: [Pool(self.each, beam.length_penalty, beam.early_stopping) for _ in range(beam.groups)]
-                      for r in self.active}
-        first = torch.tensor(([0.0] + [-1e9] * (self.each - 1)) * beam.groups, device=session.history.ids.device)
-        self.scores = first.repeat(len(self.active), 1)                  # (P, W)
-
-    @torch.inference_mode()
-    def step(self):
-        "One token more for each beam."
-        s, P, W = self.session, len(self.active), self.beam.width
-        raw = s.logits()
-        if not self.length: raw = self._spread(raw)
-        self._check(raw)
-        logp = raw.log_softmax(-1)
-        V = logp.shape[-1]
-        if W > V: raise ValueError(f"width = {W}; expected at most {V}, the number of tokens in the vocabulary.")
-        after = self.beam.chain(logp, s.history).view(P, W, V)
-        self.length += 1
-        self.late = {r.number for r in self.active if any(c.look(r) for c in self.clocks[r.number])}
-        chosen, counts = [], after.new_zeros(P, V)
-        for g in range(self.beam.groups):
-            mine = slice(g * self.each, (g + 1) * self.each)
-            chosen.append(self._pick(after[:, mine] - self.beam.diversity * counts[:, None], mine))
-            counts.scatter_add_(1, chosen[-1][1], torch.ones_like(chosen[-1][0]))
-        self._go_on(*(torch.cat(x, 1) for x in zip(*chosen)), logp)
-
+# %% ../../nbs/decode/04_beam.ipynb #d6164bb0
+class _Choosing:
+    "How a `Search` chooses the texts to go on with."
     def _spread(self, raw):
         "From a row a prompt to a row a beam."
         rows = torch.arange(len(raw), device=raw.device).repeat_interleave(self.beam.width)
@@ -154,6 +117,9 @@ class Search:
         at = torch.stack(at, 1)
         return total.gather(1, at), at
 
+# %% ../../nbs/decode/04_beam.ipynb #fb3e5600
+class _Ending:
+    "What a `Search` does with texts that end, and with those that go on."
     def _is_end(self, row, beam, id):
         if id in row.ends or self.length >= row.limit or row.number in self.late: return True
         if not row.stops and not row.rules: return False
@@ -221,6 +187,46 @@ class Search:
         for n in texts[0][1].path()[len(row.ids):]: row.add(n.id, n.logprob, n.top)
         row.stop(late)
         row.best, row.score = best, texts[0][0]
+
+# %% ../../nbs/decode/04_beam.ipynb #1805b34c
+class Search(_Choosing, _Ending):
+    "The state of a beam search: for each prompt its groups of beams, and what they have finished."
+    def __init__(self,
+        beam, # a `Beam`
+        session, # `llmnb.decode.generate.Session`
+    ):
+        self.beam, self.session, self.length = beam, session, 0
+        self.each, self.active = beam.width // beam.groups, list(session.batch)
+        self.clocks = {r.number: [x for x in r.rules if not x.textual] for r in self.active}
+        for r in self.active: r.rules = tuple(x for x in r.rules if x.textual)
+        self.late, self.ended = set(), {}                                # rows whose time is over; texts that end in this step
+        root = Node(None)
+        self.base = {r.number: root for r in self.active}
+        self.nodes = {r.number: [root] * beam.width for r in self.active}
+        self.pools = {r.number: [Pool(self.each, beam.length_penalty, beam.early_stopping) for _ in range(beam.groups)]
+                      for r in self.active}
+        first = torch.tensor(([0.0] + [-1e9] * (self.each - 1)) * beam.groups, device=session.history.ids.device)
+        self.scores = first.repeat(len(self.active), 1)                  # (P, W)
+
+    @torch.inference_mode()
+    def step(self):
+        "One token more for each beam."
+        s, P, W = self.session, len(self.active), self.beam.width
+        raw = s.logits()
+        if not self.length: raw = self._spread(raw)
+        self._check(raw)
+        logp = raw.log_softmax(-1)
+        V = logp.shape[-1]
+        if W > V: raise ValueError(f"width = {W}; expected at most {V}, the number of tokens in the vocabulary.")
+        after = self.beam.chain(logp, s.history).view(P, W, V)
+        self.length += 1
+        self.late = {r.number for r in self.active if any(c.look(r) for c in self.clocks[r.number])}
+        chosen, counts = [], after.new_zeros(P, V)
+        for g in range(self.beam.groups):
+            mine = slice(g * self.each, (g + 1) * self.each)
+            chosen.append(self._pick(after[:, mine] - self.beam.diversity * counts[:, None], mine))
+            counts.scatter_add_(1, chosen[-1][1], torch.ones_like(chosen[-1][0]))
+        self._go_on(*(torch.cat(x, 1) for x in zip(*chosen)), logp)
 
 # %% ../../nbs/decode/04_beam.ipynb #e361cbe6
 @dataclass(frozen=True, repr=False)

@@ -41,8 +41,49 @@ def chat_ids(
         break
     return tok.encode(text)
 
+# %% ../../nbs/decode/08_chat.ipynb #a89f7231
+class _Turns:
+    "How a `Chat` finds a turn, and answers."
+    def _place(self, i):
+        if isinstance(i, int) and -len(self.turns) <= i < len(self.turns): return i % len(self.turns)
+        raise IndexError(f"there is no message {i!r}: the conversation has {len(self.turns)}, counted from 0.")
+
+    def _until(self, is_last, otherwise):
+        at = next((i for i in range(len(self.turns) - 1, -1, -1) if is_last(self.turns[i])), None)
+        if at is None: raise ValueError(f"{otherwise}: say something first, chat('...').")
+        return self.turns[:at + 1]
+
+    def _answer(self, turns, options):
+        if self.busy is not None and self.busy.result is None:
+            raise ValueError("a reply is under way; read it to its end, or close() it.")
+        ids, forgotten = self._fit(turns)
+        how = dict(strategy=self.strategy, max_new_tokens=self.max_new_tokens, seed=self.seed + self.replies, kept=self.kept, **{
+            k: v for k, v in options.items() if k not in ("strategy", "max_new_tokens", "seed", "stop")})
+        how["stop"] = [*as_list(options.get("stop")), *self.stop]
+        how.update({k: options[k] for k in ("strategy", "max_new_tokens", "seed") if k in options})
+        pieces = stream(self.model, self.tok, ids, **how)
+        self.turns, self.forgotten, self.replies = turns, forgotten, self.replies + 1
+        self.busy = Reply(self, pieces)
+        return self.busy
+
+    def _fit(self, turns):
+        "The ids, without the oldest turns if they have to go."
+        head = [t for t in turns[:1] if t.role == "system"]
+        rest, gone = turns[len(head):], 0
+        ids = chat_ids(self.tok, turns, self.template, self.variables)
+        ctx = getattr(self.model.config, "ctx", None) or float("inf")
+        while self.forget and len(ids) > ctx - min(self.max_new_tokens, ctx // 4) and len(rest) > 1:
+            rest = rest[next((i for i, t in enumerate(rest[1:], 1) if t.role == "user"), len(rest)):]
+            gone = len(turns) - len(head) - len(rest)
+            ids = chat_ids(self.tok, [*head, *rest], self.template, self.variables)
+        if len(ids) >= ctx:
+            raise ValueError(f"the conversation has {len(ids)} tokens, but the context is {ctx}: begin a new one, "
+                             f"undo() or edit(...) a long message, "
+                             "or make the chat with forget=True, which leaves out the oldest turns.")
+        return ids, gone
+
 # %% ../../nbs/decode/08_chat.ipynb #9cd922e5
-class Chat:
+class Chat(_Turns):
     "A conversation with a model, with the cache kept between turns."
     def __init__(self,
         model, # a decoder
@@ -116,46 +157,10 @@ class Chat:
         self.turns = self._until(lambda t: t.role == "user", "there is nothing to take back")[:-1]
         return self
 
-    def _place(self, i):
-        if isinstance(i, int) and -len(self.turns) <= i < len(self.turns): return i % len(self.turns)
-        raise IndexError(f"there is no message {i!r}: the conversation has {len(self.turns)}, counted from 0.")
-
-    def _until(self, is_last, otherwise):
-        at = next((i for i in range(len(self.turns) - 1, -1, -1) if is_last(self.turns[i])), None)
-        if at is None: raise ValueError(f"{otherwise}: say something first, chat('...').")
-        return self.turns[:at + 1]
-
-    def _answer(self, turns, options):
-        if self.busy is not None and self.busy.result is None:
-            raise ValueError("a reply is under way; read it to its end, or close() it.")
-        ids, forgotten = self._fit(turns)
-        how = dict(strategy=self.strategy, max_new_tokens=self.max_new_tokens, seed=self.seed + self.replies, kept=self.kept, **{
-            k: v for k, v in options.items() if k not in ("strategy", "max_new_tokens", "seed", "stop")})
-        how["stop"] = [*as_list(options.get("stop")), *self.stop]
-        how.update({k: options[k] for k in ("strategy", "max_new_tokens", "seed") if k in options})
-        pieces = stream(self.model, self.tok, ids, **how)
-        self.turns, self.forgotten, self.replies = turns, forgotten, self.replies + 1
-        self.busy = Reply(self, pieces)
-        return self.busy
-
-    def _fit(self, turns):
-        "The ids, without the oldest turns if they have to go."
-        head = [t for t in turns[:1] if t.role == "system"]
-        rest, gone = turns[len(head):], 0
-        ids = chat_ids(self.tok, turns, self.template, self.variables)
-        ctx = getattr(self.model.config, "ctx", None) or float("inf")
-        while self.forget and len(ids) > ctx - min(self.max_new_tokens, ctx // 4) and len(rest) > 1:
-            rest = rest[next((i for i, t in enumerate(rest[1:], 1) if t.role == "user"), len(rest)):]
-            gone = len(turns) - len(head) - len(rest)
-            ids = chat_ids(self.tok, [*head, *rest], self.template, self.variables)
-        if len(ids) >= ctx:
-            raise ValueError(f"the conversation has {len(ids)} tokens, but the context is {ctx}: begin a new one, "
-                             f"undo() or edit(...) a long message, "
-                             "or make the chat with forget=True, which leaves out the oldest turns.")
-        return ids, gone
-
     def __len__(self): return len(self.turns)
+
     def __repr__(self): return "\n".join(f"{t.role}: {t.content}" for t in self.turns) or "Chat(nothing said yet)"
+
     def _repr_mimebundle_(self, include=None, exclude=None): return show_chat(self)._repr_mimebundle_()
 
 def _ends(tok, template):

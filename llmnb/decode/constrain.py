@@ -126,24 +126,9 @@ def _engine(tok):
         _engines[tok] = ll.LLTokenizer(ll.TokenizerWrapper(_Names(tok, tokens))), space
     return _engines[tok]
 
-# %% ../../nbs/decode/02d_constrain.ipynb #64fa1f64
-class Guide:
-    "A constraint at work: a processor, and a rule that ends the reply."
-    textual = hard = True # it looks at the text alone; and it comes before any other opinion
-    def __init__(self,
-        constraint:Constraint,
-        tok, # whose tokens
-        ends:frozenset=frozenset(), # ids that end a reply, allowed where it may end
-        keep:int=64, # states to remember; more for a large batch
-    ):
-        self.constraint, self.tok, self.ends, self.keep = constraint, tok, ends, keep
-        self.masks, self.seconds, self.states, self.open = 0, 0.0, OrderedDict(), {}
-        began = perf_counter()
-        self.engine, self.space = _engine(tok)
-        self.root = self._start()
-        self.made = perf_counter() - began
-        if not self.allowed(()).any(): raise ConstraintError(f"{self!r}: no text of this tokenizer satisfies it.")
-
+# %% ../../nbs/decode/02d_constrain.ipynb #cc669937
+class _Masks:
+    "Which tokens a `Guide` allows after some ids."
     def _start(self):
         "The engine's state before the first token."
         ll, lark = _llguidance(), self.constraint.lark
@@ -177,14 +162,6 @@ class Guide:
         for i in self.ends: mask[i] = m.is_accepting()
         return mask
 
-    def allowed(self,
-        ids:tuple, # the reply so far
-    ) -> torch.Tensor: # (V,) bool
-        "What may come next; nothing, after a reply that does not fit or has ended."
-        mask = None if not self.ends.isdisjoint(ids) else self.state(ids)[1]
-        if mask is None: return torch.zeros(self.tok.vocab_size, dtype=torch.bool)
-        return mask if self.tok.byte_level else self._without_dead_ends(ids, mask)
-
     def _without_dead_ends(self, ids, mask):
         "Leave out what no further token can complete: a vocabulary without all bytes may lack the piece that is needed then."
         some = [i for i in mask.nonzero().flatten().tolist() if i not in self.ends]
@@ -201,6 +178,33 @@ class Guide:
         sure = m.is_accepting() or len(some) > 64 or budget[0] <= 0
         self.open[ids] = mask is not None and (sure or any(self._can_end((*ids, i), budget) for i in some))
         return self.open[ids]
+
+# %% ../../nbs/decode/02d_constrain.ipynb #64fa1f64
+class Guide(_Masks):
+    "A constraint at work: a processor, and a rule that ends the reply."
+    textual = hard = True # it looks at the text alone; and it comes before any other opinion
+
+    def __init__(self,
+        constraint:Constraint,
+        tok, # whose tokens
+        ends:frozenset=frozenset(), # ids that end a reply, allowed where it may end
+        keep:int=64, # states to remember; more for a large batch
+    ):
+        self.constraint, self.tok, self.ends, self.keep = constraint, tok, ends, keep
+        self.masks, self.seconds, self.states, self.open = 0, 0.0, OrderedDict(), {}
+        began = perf_counter()
+        self.engine, self.space = _engine(tok)
+        self.root = self._start()
+        self.made = perf_counter() - began
+        if not self.allowed(()).any(): raise ConstraintError(f"{self!r}: no text of this tokenizer satisfies it.")
+
+    def allowed(self,
+        ids:tuple, # the reply so far
+    ) -> torch.Tensor: # (V,) bool
+        "What may come next; nothing, after a reply that does not fit or has ended."
+        mask = None if not self.ends.isdisjoint(ids) else self.state(ids)[1]
+        if mask is None: return torch.zeros(self.tok.vocab_size, dtype=torch.bool)
+        return mask if self.tok.byte_level else self._without_dead_ends(ids, mask)
 
     def accepting(self, ids) -> bool:
         "Whether the reply may end here."
@@ -234,6 +238,7 @@ class Guide:
     def milliseconds(self) -> float:
         "Mean time for a mask."
         return 1e3 * self.seconds / max(1, self.masks)
+
     def __repr__(self): return repr(self.constraint) if len(repr(self.constraint)) < 80 else f"{repr(self.constraint)[:77]}..."
 
 def _short(text): return " ".join(str(text).split())[:300]

@@ -142,48 +142,9 @@ def _stamp(model):
     "Which model, and in which state its weights are."
     return id(model), sum(0 if p.is_inference() else p._version for p in model.parameters())
 
-# %% ../../nbs/decode/02a_session.ipynb #cf29bd3b
-class Session:
-    "A batch of rows in the making."
-    def __init__(self,
-        model, # a decoder
-        rows:list, # of `Row`
-        draw:Draws, # random numbers, one sequence a row
-        cache:bool=True, # False: read everything anew at each step
-        sliding:bool=False, # go on when the context is full
-        room:int|None=None, # new tokens at most, if that is known
-        vocab:int|None=None, # ids from here on are never chosen: the tokenizer does not have them
-        top:int=5, # alternatives to keep
-        queue=(), # (row, seed) pairs that wait for a place
-        kept:Kept|None=None, # where the cache of a single row comes from, and goes
-    ):
-        self.own, model = model, at_rest(model)     # a copy, where another thread trains it
-        self.model, self.rows, self.draw, self.cached, self.sliding = model, list(rows), draw, cache, sliding
-        self.room, self.vocab, self.top, self.queue, self.size = room, vocab, top, list(queue), len(rows)
-        self.kept = None if is_pair(model) else kept                     # what a decoder has read of one source is of no use for another
-        self.ctx = getattr(getattr(model, "config", None), "ctx", None) or math.inf
-        self.batch, firsts = list(rows), [first_ids(model, r) for r in rows]
-        self.windows = [Window(r, ids) for r, ids in zip(rows, firsts)]
-        self.history = History(left_pad(firsts, _device(model), fill=-1)[0], room=room or 64)
-        self.reader = quick(model)                                       # the same numbers by a shorter way
-        self.cache = self.mask = self.last = self.memory = None
-        self.forked = False
-        self.step, self.seconds, self.began, self.reads = 0, 0.0, 0.0, 0
-        for r in rows: r.began = perf_counter()
-
-    @property
-    def live(self) -> list: # of `Row`
-        "The rows that are not done; those that wait, if there is no other."
-        return [r for r in self.batch if not r.finish] or [r for r, _ in self.queue]
-
-    @torch.inference_mode()
-    def logits(self) -> torch.Tensor: # (B, V), one row for each of `batch`
-        "Ask the model what comes next."
-        self.began = perf_counter()
-        fresh = self._fresh()
-        with evaluating(self.model): self.last = (self._admit(fresh) if fresh else self._ask())[:, :self.vocab]
-        return self.last
-
+# %% ../../nbs/decode/02a_session.ipynb #d8f0119d
+class _Reading:
+    "How a `Session` asks the model."
     def _ask(self): return self._next() if self._goes_on() else self._read()
 
     def _goes_on(self):
@@ -237,34 +198,9 @@ class Session:
         ids, real = self.history.ids[:, begin:].clamp(min=0), real[:, begin:]
         return ids, None if real.all() else real.long()
 
-    @torch.inference_mode()
-    def take(self,
-        ids:torch.Tensor, # (B,) int64; -1 where nothing may be chosen
-    ):
-        "Give each live row its token, and let those that are done leave."
-        norm, best = self.last.logsumexp(-1, keepdim=True), self.last.topk(min(self.top, self.last.shape[-1]))
-        whole = torch.cat([ids[:, None], best.indices], 1).tolist()
-        logprob = self.last.gather(-1, ids.clamp(min=0)[:, None]) - norm
-        real = torch.cat([norm, logprob, best.values - norm], 1).tolist()
-        self.seconds += perf_counter() - self.began
-        for row, (id, *others), (n, p, *ps) in zip(self.batch, whole, real):
-            if row.finish: continue
-            if not math.isfinite(n) or id < 0: raise DecodeError(self._bad(row, n))
-            row.add(id, p, (others, ps))
-            row.seconds = self.seconds
-        self.step += 1
-        self.history.add(ids.clamp(min=0))
-        live = sum(not r.finish for r in self.batch)
-        if (live or self.queue) and live <= 0.75 * len(self.batch): self._drop()
-
-    def _bad(self, row, norm):
-        which = f" of prompt {row.number}" if len(self.rows) > 1 else ""
-        where = f"step {self.step} (new token {len(row.ids)}{which})"
-        if math.isnan(norm) or norm == math.inf:
-            return (f"The model's logits at {where} are not finite ({norm}). Its weights may be damaged, "
-                    "or training has diverged: load an earlier checkpoint, or try float32.")
-        return f"At {where} every token is banned: the processors left none. Make them less strict."
-
+# %% ../../nbs/decode/02a_session.ipynb #4cb2758e
+class _Places:
+    "How rows of a `Session` leave, and others come."
     def _drop(self):
         "Keep only live rows."
         keep = [i for i, r in enumerate(self.batch) if not r.finish]
@@ -313,6 +249,76 @@ class Session:
         rest = max(r.limit - len(r.ids) for r in self.live)
         self.cache = join_caches(self.cache, cache, cut, int(min(rest, self.ctx, 1024)))
         self.mask = None if self.cache is None or seen.all() else seen
+
+# %% ../../nbs/decode/02a_session.ipynb #cf29bd3b
+class Session(_Reading, _Places):
+    "A batch of rows in the making."
+    def __init__(self,
+        model, # a decoder
+        rows:list, # of `Row`
+        draw:Draws, # random numbers, one sequence a row
+        cache:bool=True, # False: read everything anew at each step
+        sliding:bool=False, # go on when the context is full
+        room:int|None=None, # new tokens at most, if that is known
+        vocab:int|None=None, # ids from here on are never chosen: the tokenizer does not have them
+        top:int=5, # alternatives to keep
+        queue=(), # (row, seed) pairs that wait for a place
+        kept:Kept|None=None, # where the cache of a single row comes from, and goes
+    ):
+        self.own, model = model, at_rest(model)     # a copy, where another thread trains it
+        self.model, self.rows, self.draw, self.cached, self.sliding = model, list(rows), draw, cache, sliding
+        self.room, self.vocab, self.top, self.queue, self.size = room, vocab, top, list(queue), len(rows)
+        self.kept = None if is_pair(model) else kept                     # what a decoder has read of one source is of no use for another
+        self.ctx = getattr(getattr(model, "config", None), "ctx", None) or math.inf
+        self.batch, firsts = list(rows), [first_ids(model, r) for r in rows]
+        self.windows = [Window(r, ids) for r, ids in zip(rows, firsts)]
+        self.history = History(left_pad(firsts, _device(model), fill=-1)[0], room=room or 64)
+        self.reader = quick(model)                                       # the same numbers by a shorter way
+        self.cache = self.mask = self.last = self.memory = None
+        self.forked = False
+        self.step, self.seconds, self.began, self.reads = 0, 0.0, 0.0, 0
+        for r in rows: r.began = perf_counter()
+
+    @property
+    def live(self) -> list: # of `Row`
+        "The rows that are not done; those that wait, if there is no other."
+        return [r for r in self.batch if not r.finish] or [r for r, _ in self.queue]
+
+    @torch.inference_mode()
+    def logits(self) -> torch.Tensor: # (B, V), one row for each of `batch`
+        "Ask the model what comes next."
+        self.began = perf_counter()
+        fresh = self._fresh()
+        with evaluating(self.model): self.last = (self._admit(fresh) if fresh else self._ask())[:, :self.vocab]
+        return self.last
+
+    @torch.inference_mode()
+    def take(self,
+        ids:torch.Tensor, # (B,) int64; -1 where nothing may be chosen
+    ):
+        "Give each live row its token, and let those that are done leave."
+        norm, best = self.last.logsumexp(-1, keepdim=True), self.last.topk(min(self.top, self.last.shape[-1]))
+        whole = torch.cat([ids[:, None], best.indices], 1).tolist()
+        logprob = self.last.gather(-1, ids.clamp(min=0)[:, None]) - norm
+        real = torch.cat([norm, logprob, best.values - norm], 1).tolist()
+        self.seconds += perf_counter() - self.began
+        for row, (id, *others), (n, p, *ps) in zip(self.batch, whole, real):
+            if row.finish: continue
+            if not math.isfinite(n) or id < 0: raise DecodeError(self._bad(row, n))
+            row.add(id, p, (others, ps))
+            row.seconds = self.seconds
+        self.step += 1
+        self.history.add(ids.clamp(min=0))
+        live = sum(not r.finish for r in self.batch)
+        if (live or self.queue) and live <= 0.75 * len(self.batch): self._drop()
+
+    def _bad(self, row, norm):
+        which = f" of prompt {row.number}" if len(self.rows) > 1 else ""
+        where = f"step {self.step} (new token {len(row.ids)}{which})"
+        if math.isnan(norm) or norm == math.inf:
+            return (f"The model's logits at {where} are not finite ({norm}). Its weights may be damaged, "
+                    "or training has diverged: load an earlier checkpoint, or try float32.")
+        return f"At {where} every token is banned: the processors left none. Make them less strict."
 
     @torch.inference_mode()
     def fork(self,

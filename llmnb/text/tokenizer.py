@@ -6,9 +6,8 @@
 __all__ = ['DecodeStream', 'Tokenizer']
 
 # %% ../../nbs/text/01_tokenizer.ipynb #c20a31c8
-import bisect, codecs, copy, hashlib, itertools, json, os, sys
+import codecs, copy, hashlib, itertools, json, os, sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
