@@ -1751,6 +1751,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'llmnb.model.loss': { 'llmnb.model.loss._': ('model/loss.html#_', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss._by_rows': ('model/loss.html#_by_rows', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss._keep': ('model/loss.html#_keep', 'llmnb/model/loss.py'),
+                                  'llmnb.model.loss._room': ('model/loss.html#_room', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss._scale': ('model/loss.html#_scale', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss.asked_rows': ('model/loss.html#asked_rows', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss.cap_logits': ('model/loss.html#cap_logits', 'llmnb/model/loss.py'),
