@@ -1753,6 +1753,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'llmnb.model.loss._keep': ('model/loss.html#_keep', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss._room': ('model/loss.html#_room', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss._scale': ('model/loss.html#_scale', 'llmnb/model/loss.py'),
+                                  'llmnb.model.loss._slice': ('model/loss.html#_slice', 'llmnb/model/loss.py'),
+                                  'llmnb.model.loss._slopes': ('model/loss.html#_slopes', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss.asked_rows': ('model/loss.html#asked_rows', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss.cap_logits': ('model/loss.html#cap_logits', 'llmnb/model/loss.py'),
                                   'llmnb.model.loss.compute_dtype': ('model/loss.html#compute_dtype', 'llmnb/model/loss.py'),
