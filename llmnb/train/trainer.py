@@ -15,8 +15,8 @@ import torch
 from ..device import free_memory, keep_memory, pick_device
 from ..display import Static, line_chart, table
 from ..model.rest import moving
-from ..settings import settings
-from .config import pick_callbacks, pick_optimizer, pick_schedule, train_config
+from ..settings import known_arguments, settings
+from .config import called_elsewhere, pick_callbacks, pick_optimizer, pick_schedule, train_config
 from .identity import check_same, describe, from_folder, identity, load_same
 from .identity import recipes as _recipes
 from .live import Rates, Snapshots
@@ -298,6 +298,7 @@ def report(t) -> Static:
 # %% ../../nbs/train/06_trainer.ipynb #7f49bb7b
 class Trainer(Session):
     "Trains a model on data, in a run folder that can be reopened."
+    @known_arguments(**called_elsewhere)
     def __init__(self,
         model, # a Transformer, or any module with `loss(batch, reduction)`
         data, # TextData
