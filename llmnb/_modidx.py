@@ -673,6 +673,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmnb.device._parent_command': ('device.html#_parent_command', 'llmnb/device.py'),
                               'llmnb.device._rate': ('device.html#_rate', 'llmnb/device.py'),
                               'llmnb.device._synchronize': ('device.html#_synchronize', 'llmnb/device.py'),
+                              'llmnb.device._timed': ('device.html#_timed', 'llmnb/device.py'),
                               'llmnb.device.free_memory': ('device.html#free_memory', 'llmnb/device.py'),
                               'llmnb.device.in_notebook': ('device.html#in_notebook', 'llmnb/device.py'),
                               'llmnb.device.is_captured': ('device.html#is_captured', 'llmnb/device.py'),
