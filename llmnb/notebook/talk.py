@@ -14,8 +14,7 @@ from IPython.display import display
 from ..decode.chat import Chat, show_chat
 from ..device import pick_ui
 from ..display import Static
-from .dashboard import answer_while_busy
-from .playground import js_html
+from .live import answer_while_busy, js_html
 
 # %% ../../nbs/notebook/04a_chat.ipynb #a02f8c4f
 _js_talk = js_html + r"""

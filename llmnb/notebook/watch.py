@@ -11,8 +11,9 @@ from pathlib import Path
 
 from IPython.display import display
 
-from .dashboard import DashboardWidget, pick_ui
+from ..device import pick_ui
 from .frames import RunPicture, about_folder, still
+from .live import DashboardWidget
 from ..settings import settings
 
 # %% ../../nbs/notebook/06_watch.ipynb #c0b3e7df
