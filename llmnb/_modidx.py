@@ -1941,6 +1941,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmnb.model.reader._heard': ('model/reader.html#_heard', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._places': ('model/reader.html#_places', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._plain_block': ('model/reader.html#_plain_block', 'llmnb/model/reader.py'),
+                                    'llmnb.model.reader._quick_rms': ('model/reader.html#_quick_rms', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._sight': ('model/reader.html#_sight', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._too_short': ('model/reader.html#_too_short', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader.quick': ('model/reader.html#quick', 'llmnb/model/reader.py'),
