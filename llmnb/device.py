@@ -67,14 +67,16 @@ def _synchronize(device):
     if device.type == "cuda": torch.cuda.synchronize(device)
     elif device.type == "mps": torch.mps.synchronize()
 
-def _rate(a, b, repeats=5):
-    "FLOP/s of a @ b, the best of a few: (M,K) x (K,N) is 2MKN operations."
-    a @ b; _synchronize(a.device)
-    best = float("inf")
-    for _ in range(repeats):
-        t = time.perf_counter(); a @ b; _synchronize(a.device)
-        best = min(best, time.perf_counter() - t)
-    return 2 * a.shape[0] * a.shape[1] * b.shape[1] / best
+def _timed(a, b):
+    t = time.perf_counter(); product = a @ b; _synchronize(a.device)
+    return time.perf_counter() - t, product
+
+def _rate(a, b, repeats=5, seconds=0.1):
+    "FLOP/s of a @ b, the best of a few, and the product; of fewer rows where a format is only imitated, and takes long."
+    _timed(a[:64], b)                                   # the first of a format sets up what it needs
+    a = a[:max(64, int(64 * seconds / _timed(a[:64], b)[0]))]
+    times, products = zip(*(_timed(a, b) for _ in range(1 + repeats)))
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1] / min(times[1:]), products[0]   # (M,K) x (K,N) is 2MKN operations
 
 # %% ../nbs/01_device.ipynb #5d7d6973
 def measure_rates(
@@ -91,8 +93,9 @@ def measure_rates(
                                    ("bfloat16", torch.bfloat16, "highest"), ("float16", torch.float16, "highest")):
         with fp32_precision(precision), suppress(RuntimeError, TypeError):   # a format that is refused has no rate
             x, y = a.to(device, dtype), b.to(device, dtype)
-            errors[name] = float(((x @ y)[:64].double().cpu() - exact).norm() / exact.norm())
-            rates[name] = _rate(x, y)
+            rate, product = _rate(x, y)
+            errors[name] = float((product[:64].double().cpu() - exact).norm() / exact.norm())
+            rates[name] = rate
     return rates, errors
 
 # %% ../nbs/01_device.ipynb #7a861055

@@ -89,6 +89,12 @@ def sidebar(entries, names):
     return out
 
 
+def configuration(project):
+    "What nbdev needs of a pyproject.toml, which it reads twice for each cell: the name, and its own table with our renderer."
+    name, table = re.search(r"^name = .*\n", project, re.M)[0], re.search(r"^\[tool\.nbdev\]\n((?:(?!\[).*\n)*)", project, re.M)[1]
+    return f'[project]\n{name}\n[tool.nbdev]\nrenderer = "tools.showdoc.ParameterTables"\n{table}'
+
+
 def stage(nbs, site, only=()):
     "Copy notebooks, pictures and configuration to `site`/nbs."
     found = pages(nbs, only)
@@ -108,8 +114,7 @@ def stage(nbs, site, only=()):
     web["navbar"]["left"] = sidebar(web["navbar"]["left"], names)
     config["format"]["html"].pop("html-math-method", None)
     (site/"nbs/_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    project = (nbs.parent/"pyproject.toml").read_text(encoding="utf-8")
-    (site/"pyproject.toml").write_text(project.replace("[tool.nbdev]", '[tool.nbdev]\nrenderer = "tools.showdoc.ParameterTables"'), encoding="utf-8")
+    (site/"pyproject.toml").write_text(configuration((nbs.parent/"pyproject.toml").read_text(encoding="utf-8")), encoding="utf-8")
     if only and "index.ipynb" not in names: (site/"nbs/index.md").write_text("# A part of the site\n")
     return names
 

@@ -6,7 +6,7 @@
 __all__ = ['Loop', 'Opening', 'Session', 'taken', 'explain']
 
 # %% ../../nbs/train/05b_loop.ipynb #5ce0eb5f
-import shutil, threading, time
+import shutil, threading, time, warnings
 from contextlib import ExitStack, suppress
 
 import torch
@@ -133,6 +133,12 @@ class _Folder(Loop):
         if self.ranks.main: write_json(self.run/"run.json", {**describe(self), "changed": made})
         self._changed = []
 
+    def _not_compiled(self):
+        "Say once, in the log and as a warning, that divided weights are trained without the compiler."
+        said = "compile = True has no effect with divided weights (strategy='fsdp'): this run is not compiled; strategy='ddp' compiles"
+        if not self.ranks.main or any(r.get("notice") == said for r in self.rows): return
+        self.log(notice=said); warnings.warn(said + ".")
+
 # %% ../../nbs/train/05b_loop.ipynb #50fb0a15
 class Opening(_Folder):
     "How a `fit` starts."
@@ -147,6 +153,7 @@ class Opening(_Folder):
             self._watchers = [Spare(w) if getattr(w, "spare", False) else w for w in watchers
                               if self.ranks.main or not getattr(w, "main_only", False)]
             self._open(blocking=not background)
+            if self.config.compile and self.ranks.sharded: self._not_compiled()
             self.state = "running"
             self._notify("on_start")
         except BaseException:

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..display import Static, line_chart, table
-from ..settings import settings
-from .config import pick_callbacks, pick_optimizer, pick_schedule, train_config
+from ..settings import known_arguments, settings
+from .config import called_elsewhere, pick_callbacks, pick_optimizer, pick_schedule, train_config
 from .identity import check_same, describe, from_folder, identity, load_same
 from .live import Rates
 from .loop import Session, taken
@@ -109,6 +109,7 @@ def _reopen(cls, run, data, model, callbacks, device, changed, now):
 # %% ../../nbs/train/06_trainer.ipynb #7f49bb7b
 class Trainer(_Run):
     "Trains a model on data, in a run folder that can be reopened."
+    @known_arguments(**called_elsewhere)
     def __init__(self,
         model, # a Transformer, or any module with `loss(batch, reduction)`
         data, # TextData
