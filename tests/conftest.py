@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/"tools"))            # the tools are tested as modules
+sys.path[:0] = str(ROOT/"tools"), str(ROOT/"tests/browser")      # the tools are tested as modules
+from lab import house, lab  # noqa: E402,F401  (fixtures: here, so that all files have the same)
 
 os.environ.setdefault("LLMNB_SCALE", "quick")
 os.environ.setdefault("LLMNB_OFFLINE", "true")
