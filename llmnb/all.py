@@ -4,23 +4,31 @@
 
 # %% auto #0
 __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory', 'pick_device', 'pick_dtype', 'probe',
-           'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'TextData', 'CausalLM',
-           'TransformerConfig', 'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt',
-           'ClassHead', 'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'Keep', 'KeepBest', 'EarlyStop',
-           'EMA', 'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe', 'Norms', 'Memory', 'Profile',
-           'show_profile', 'Track', 'lr_find', 'lora', 'freeze', 'merge', 'unmerge', 'drop', 'without_adapters',
-           'save_adapter', 'load_adapter', 'DPO', 'Preference', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep',
-           'Between', 'generate', 'stream', 'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith',
-           'Guided', 'Speculative', 'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar',
-           'Seconds', 'Sentences', 'Chat', 'fill', 'refine', 'Tree', 'beam_tree', 'speculation_strip', 'perplexity',
-           'bits_per_byte', 'bigram_baseline', 'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score',
-           'token_losses', 'run_code', 'save_report', 'load_report', 'compare_reports', 'LanguageModelling',
-           'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice', 'Classifying', 'Cloze',
-           'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune', 'Dashboard',
-           'show_run', 'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies', 'chat_panel']
+           'bar_chart', 'heat_map', 'line_chart', 'table', 'token_strip', 'Tokenizer', 'corpus', 'MissingSample',
+           'TextData', 'CausalLM', 'MaskedLM', 'SpanCorruption', 'Seq2Seq', 'ChatObjective', 'Complete',
+           'Classification', 'SpanQA', 'Pair', 'Question', 'Labelled', 'Completion', 'Dialogue', 'TransformerConfig',
+           'Transformer', 'load_model', 'save_model', 'plan', 'choose', 'draw', 'adapt', 'ClassHead', 'LMHead',
+           'MaskedLMHead', 'SentenceHead', 'SpanHead', 'TokenClassHead', 'parity', 'Decoder', 'Encoder',
+           'EncoderDecoder', 'RoPE', 'LayerNorm', 'RMSNorm', 'FeedForward', 'Experts', 'PreNorm', 'PostNorm', 'Heads',
+           'Tokens', 'Keep', 'KeepBest', 'EarlyStop', 'EMA', 'load_averaged', 'Guard', 'SampleText', 'Every', 'Probe',
+           'Norms', 'Memory', 'Profile', 'show_profile', 'Track', 'lr_find', 'RunFolder', 'read_log', 'TrainingError',
+           'AdamW', 'Adam', 'SGD', 'Adafactor', 'Lion', 'Muon', 'Cosine', 'Constant', 'WSD', 'InverseSqrt', 'OneCycle',
+           'lora', 'freeze', 'merge', 'unmerge', 'drop', 'without_adapters', 'save_adapter', 'load_adapter', 'DPO',
+           'Preference', 'Trainer', 'Callback', 'launch', 'sweep', 'Sweep', 'Between', 'generate', 'stream',
+           'Generation', 'Greedy', 'Sample', 'Beam', 'Contrastive', 'ContrastWith', 'Guided', 'Speculative',
+           'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
+           'DRY', 'XTC', 'NoRepeatNGram', 'LogitBias', 'BadWords', 'Forced', 'MinNewTokens', 'leave_early', 'Chat',
+           'fill', 'refine', 'Tree', 'beam_tree', 'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline',
+           'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score', 'token_losses', 'run_code',
+           'sandbox_missing', 'human_eval_problems', 'keep_figures', 'save_report', 'load_report', 'compare_reports',
+           'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
+           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune',
+           'Dashboard', 'show_run', 'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies',
+           'chat_panel']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
+from .decode.bans import DRY, XTC, BadWords, Forced, LogitBias, MinNewTokens, NoRepeatNGram
 from .decode.beam import Beam
 from .decode.constrain import Choice, Grammar, JSONSchema, Regex
 from .decode.chat import Chat
@@ -28,24 +36,31 @@ from .decode.contrast import Contrastive, ContrastWith, Guided, best_of, majorit
 from .decode.fill import fill, refine
 from .decode.generate import Generation, generate, stream
 from .decode.pictures import Tree, beam_tree, speculation_strip
-from .decode.speculative import PromptLookup, Speculative
+from .decode.speculative import PromptLookup, Speculative, leave_early
 from .decode.stopping import Seconds, Sentences
 from .decode.strategies import Greedy, Sample
 from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
+from .measure.code import human_eval_problems
 from .measure.choosing import Cloze, Classifying, LanguageModelling, MultipleChoice, SpanAnswering
 from .measure.metrics import metric
 from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, perplexity, unigram_baseline
-from .measure.report import compare_reports, load_report, save_report
-from .measure.sandbox import run_code
+from .measure.report import compare_reports, keep_figures, load_report, save_report
+from .measure.sandbox import run_code, sandbox_missing
 from .measure.scoring import Score, score
 from .measure.surprise import token_losses
 from .measure.tasks import Answering, CodeWriting, Conversing, Summarization, Translation
 from .model.adapter import adapt
-from .model.config import TransformerConfig
+from .model.attention import Heads
+from .model.blocks import PostNorm, PreNorm
+from .model.config import Decoder, Encoder, EncoderDecoder, TransformerConfig
 from .model.drawing import draw
-from .model.heads import ClassHead, MaskedLMHead, SentenceHead, SpanHead, TokenClassHead
+from .model.feedforward import Experts, FeedForward
+from .model.heads import ClassHead, LMHead, MaskedLMHead, SentenceHead, SpanHead, TokenClassHead, Tokens
+from .model.norms import LayerNorm, RMSNorm
+from .model.parity import parity
 from .model.plan import choose, plan
+from .model.positions import RoPE
 from .model.transformer import Transformer
 from .model.weights import load_model, save_model
 from .notebook.branches import branch, compare_strategies, reply_tree
@@ -58,8 +73,12 @@ from .plugins import registry
 from .settings import settings
 from .shrink.prune import prune
 from .shrink.quantize import load_quantized, quantize, save_quantized
-from .text.batches import CausalLM, TextData
-from .text.corpus import corpus
+from .text.batches import TextData
+from .text.corpus import MissingSample, corpus
+from .text.objectives import CausalLM, MaskedLM, SpanCorruption
+from .text.records import Completion, Dialogue, Labelled, Pair, Question
+from .text.targets import Chat as ChatObjective
+from .text.targets import Classification, Complete, Seq2Seq, SpanQA
 from .text.tokenizer import Tokenizer
 from .train.adapters import load_adapter, save_adapter
 from .train.averages import EMA, load_averaged
@@ -68,9 +87,13 @@ from .train.guard import Guard
 from .train.launch import launch
 from .train.preference import DPO, Preference
 from .train.lora import drop, freeze, lora, merge, unmerge, without_adapters
-from .train.sweep import Between, Sweep, sweep
 from .train.lr_find import lr_find
-from .train.run import Keep
+from .train.optim import AdamW, Constant, Cosine
+from .train.optimizers import SGD, Adafactor, Adam, Lion, Muon
+from .train.run import Keep, RunFolder, read_log
+from .train.schedules import WSD, InverseSqrt, OneCycle
+from .train.state import TrainingError
+from .train.sweep import Between, Sweep, sweep
 from .train.trackers import Track
 from .train.trainer import Trainer
 from .train.watches import Every, Memory, Norms, Probe, Profile, show_profile
@@ -79,18 +102,23 @@ from .train.watches import Every, Memory, Norms, Probe, Profile, show_profile
 _all_ = [
     "LLMNBError", "settings", "registry", "seed_everything", "free_memory", "pick_device", "pick_dtype", "probe",   # ground
     "bar_chart", "heat_map", "line_chart", "table", "token_strip",
-    "Tokenizer", "corpus", "TextData", "CausalLM",                                                                  # text
+    "Tokenizer", "corpus", "MissingSample", "TextData",                                                             # text
+    "CausalLM", "MaskedLM", "SpanCorruption", "Seq2Seq", "ChatObjective", "Complete", "Classification", "SpanQA",
+    "Pair", "Question", "Labelled", "Completion", "Dialogue",
     "TransformerConfig", "Transformer", "load_model", "save_model", "plan", "choose", "draw", "adapt",              # model
-    "ClassHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead",
+    "ClassHead", "LMHead", "MaskedLMHead", "SentenceHead", "SpanHead", "TokenClassHead", "parity",
+    "Decoder", "Encoder", "EncoderDecoder", "RoPE", "LayerNorm", "RMSNorm", "FeedForward", "Experts", "PreNorm", "PostNorm", "Heads", "Tokens",
     "Keep", "KeepBest", "EarlyStop", "EMA", "load_averaged", "Guard", "SampleText", "Every", "Probe", "Norms", "Memory",
-    "Profile", "show_profile", "Track", "lr_find",
+    "Profile", "show_profile", "Track", "lr_find", "RunFolder", "read_log", "TrainingError",
+    "AdamW", "Adam", "SGD", "Adafactor", "Lion", "Muon", "Cosine", "Constant", "WSD", "InverseSqrt", "OneCycle",
     "lora", "freeze", "merge", "unmerge", "drop", "without_adapters", "save_adapter", "load_adapter", "DPO", "Preference",
     "Trainer", "Callback", "launch", "sweep", "Sweep", "Between",                                                   # train
     "generate", "stream", "Generation", "Greedy", "Sample", "Beam", "Contrastive", "ContrastWith", "Guided",        # decode
     "Speculative", "PromptLookup", "best_of", "majority", "Choice", "Regex", "JSONSchema", "Grammar", "Seconds", "Sentences",
+    "DRY", "XTC", "NoRepeatNGram", "LogitBias", "BadWords", "Forced", "MinNewTokens", "leave_early",
     "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
-    "metric", "score", "Score", "token_losses", "run_code", "save_report", "load_report", "compare_reports",
+    "metric", "score", "Score", "token_losses", "run_code", "sandbox_missing", "human_eval_problems", "keep_figures", "save_report", "load_report", "compare_reports",
     "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
     "CodeWriting", "Conversing",                                   # measure
     "quantize", "save_quantized", "load_quantized", "prune",                                                                 # shrink

@@ -567,3 +567,21 @@ def test_numbers_gone_bad_name_the_step(tok, strategy, bad):
 @pytest.mark.parametrize("strategy", [Greedy((BanAll(),)), Sample(processors=(BanAll(),))])
 def test_everything_banned(model, tok, strategy):
     with pytest.raises(DecodeError, match=r"At step 0 \(new token 0 of prompt [01]\) every token is banned"): generate(model, tok, ["To", "be"], strategy=strategy, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("call, says", [
+    (lambda m, t: generate(m, t, "To be", temperature=0.5), r"no argument 'temperature'. Here it is a part of the strategy: strategy=Sample\(temperature=...\)"),
+    (lambda m, t: stream(m, t, "To be", top_k=3), r"stream has no argument 'top_k'.*strategy=Sample\(top_k=...\)"),
+    (lambda m, t: generate(m, t, "To be", num_beams=3), r"strategy=Beam\(width=4\)"), (lambda m, t: generate(m, t, "To be", max_length=3), "Here it is max_new_tokens"),
+    (lambda m, t: generate(m, t, "To be", max_new_token=3), "Did you mean 'max_new_tokens'"),
+    (lambda m, t: generate(t, m, "To be"), r"model is a tokenizer; expected generate\(model, tok, prompt\)"),
+    (lambda m, t: generate("gpt2", t, "To be"), r"model is 'gpt2'; expected a model: load_model"),
+    (lambda m, t: generate(m, t, [dict(role="user", content="hi " * 10**5)]), "^prompt 0 is .{,70}Messages of a conversation: Chat"),
+    (lambda m, t: generate(m, t, dict(role="user", content="hi")), "encode_chat")])
+def test_who_writes_the_wrong_thing_is_told_the_right_one(tok, call, says):
+    with pytest.raises(TypeError, match=says): call(make(), tok)
+
+
+def test_a_trainer_is_no_model(tok):
+    from llmnb.train.trainer import Trainer
+    with pytest.raises(TypeError, match=r"model is a Trainer; expected the model in it: trainer\.model"): generate(Trainer.__new__(Trainer), tok, "To be")

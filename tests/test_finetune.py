@@ -118,6 +118,7 @@ def test_adapters_on_a_packed_base(how, dora):
     model, plain = lora(packed, rank=4, dora=dora, seed=3), make()
     plain.load_state_dict(packed.state_dict())
     stir(lora(plain, rank=4, dora=dora, seed=3)); copy_weights(model, plain)
+    assert model.flops_per_token() == plain.flops_per_token()
     for m in (model, plain):
         logits = m(IDS)
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten()).backward()
@@ -278,3 +279,53 @@ def test_the_chat_objective_teaches_the_adapters_only_what_the_assistant_says(tm
     part.callbacks.append(Stop(3)); part.fit()
     again = Trainer.reopen(tmp_path/"part", callbacks=[]).fit()
     assert again.history["loss"].tolist() == whole.history["loss"].tolist() and whole.history["loss"].iloc[-1] < whole.history["loss"].iloc[0]
+
+
+def torchs_flops(model, run, monkeypatch):
+    "FLOPs of what `run` does, as torch counts the products: attention and the loss in their plain form."
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    from llmnb.model import heads
+    from llmnb.model.loss import loss_plain
+    with monkeypatch.context() as m, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        m.setattr(heads, "loss_by_rows", loss_plain)
+        run()
+    return counted.get_total_flops()
+
+
+@pytest.mark.parametrize("way", ["full", "first layer frozen", "all but the last layer frozen", "norms alone", "lora", "lora of one matrix", "dora"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "bert", "vaswani", "t5", "gemma2", "mixtral"])
+def test_flops_are_those_that_torch_counts(family, way, monkeypatch):
+    from types import SimpleNamespace
+    more = dict(kv_heads=2) if family in ("llama", "mixtral") else {}
+    model, T, S = make(family, width=64, **more), 24, 16
+    if way == "first layer frozen": freeze(model, "embed", "layers.0", *["positions"] * any(n.startswith("positions.") for n, _ in model.named_parameters()))
+    if way == "all but the last layer frozen": freeze(model, but="layers.1")
+    if way == "norms alone": freeze(model, but="*norm*")
+    if "lora" in way or way == "dora": lora(model, rank=4, targets="o" if "one" in way else None, dora=way == "dora")
+    ids, src = (torch.arange(2 * n).view(2, n) % 96 for n in (T, S))
+    asked = ids if family != "bert" else torch.where(torch.arange(T) % 4 == 0, ids, -100)
+    batch = SimpleNamespace(ids=ids, labels=asked, src=src)
+    ours = model.flops_per_token(T, S, (asked != -100).float().mean().item()) * ids.numel()
+    torchs = torchs_flops(model, lambda: model.loss(batch).backward(), monkeypatch)
+    if way == "dora": torchs -= sum(2 * p.A.numel() * len(p.B) for m in adapted(model).values() for p in m.parts.values())   # lengths, once a step
+    assert abs(ours / torchs - 1) < 0.02, (ours, torchs)
+
+
+def test_the_dashboard_tells_the_part_of_the_peak_that_adapters_use(tmp_path, monkeypatch):
+    "Rows much shorter than the model's context, frozen weights, weights in another format than the run says."
+    from llmnb.device import matrix_rate
+    from llmnb.notebook.dashboard import about_run
+    from llmnb.notebook.frames import about_folder
+    tok = Tokenizer.train(["to be or not to be " * 40], kind="byte")
+    data = TextData.pack(["to be or not to be " * 400], tok, objective=CausalLM(32), path=tmp_path/"data")
+    model = lora(make(width=64, ctx=2048, vocab_size=tok.vocab_size))
+    trainer = Trainer(model, data, steps=1, batch_size=4, run=tmp_path/"run", dtype="float32", device="cpu").fit()
+    batch, about = data.batch(0, 4), about_run(trainer)
+    torchs = torchs_flops(model, lambda: model.loss(batch).backward(), monkeypatch) / batch.ids.numel()
+    assert abs(about["flops"] / torchs - 1) < 0.02 and about["flops"] < 0.2 * make(width=64, ctx=2048, vocab_size=tok.vocab_size).flops_per_token()
+    assert about["peak"] == matrix_rate("cpu", "float32")
+    kept = about_folder(trainer.folder)
+    assert (kept["flops"], kept["peak"]) == (about["flops"], about["peak"])
+    trainer.model.to(torch.bfloat16)
+    assert about_run(trainer)["peak"] == matrix_rate("cpu", "bfloat16") != matrix_rate("cpu", "float32")

@@ -213,6 +213,28 @@ def test_loss_by_rows_equals_the_plain_loss(dtype):
     for a, b in zip(run(loss_plain), run(loss_by_rows)): assert torch.allclose(a.double(), b.double(), **limit)
 
 
+@pytest.mark.parametrize("frozen", ["nothing", "weight", "weight and bias", "x", "everything"])
+def test_loss_by_rows_computes_no_gradient_of_what_is_frozen(frozen):
+    from torch.utils.flop_counter import FlopCounterMode
+    from llmnb.model.loss import _by_rows
+    torch.manual_seed(0)
+    given = [torch.randn(*s) for s in ((300, 16), (700, 16), (700,))]
+    trained = [frozen != "everything" and n not in frozen.split(" and ") for n in ("x", "weight", "bias")]
+    labels = torch.randint(0, 700, (300,)); labels[::5] = -100
+    def run(f):
+        leaves = [t.clone().requires_grad_(on) for t, on in zip(given, trained)]
+        out = f(*leaves[:2], labels, leaves[2], smoothing=0.1, zloss=1e-3)
+        if any(trained): out.backward()
+        return [out.detach(), *(t.grad for t in leaves)]
+    plain, rows = run(loss_plain), run(loss_by_rows)
+    assert [g is not None for g in rows[1:]] == trained
+    for a, b in zip(plain, rows): assert a is b is None or torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+    args = given[0], given[1], labels, given[2], torch.bfloat16, 128, None, 0.1, 1e-3, trained    # in float32 addmm_ adds, which is not counted
+    with FlopCounterMode(display=False) as flops: _by_rows._init_fn(*args)
+    assert flops.get_total_flops() == 2 * 300 * 700 * 16 * (1 + trained[0] + trained[1])
+    torch.library.opcheck(_by_rows, args, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the most memory that a process held")
 def test_loss_by_rows_never_holds_all_logits():
     "As the system counts it, in a process of its own: 2,048 tokens, 50,257 words."

@@ -46,3 +46,43 @@ def test_an_adapted_model_is_saved_as_its_own(tmp_path):
     with pytest.raises(WeightsError, match="model_type = 'gptj'.*adapt"): load_model(tmp_path / "m")
     for file in ("m.gguf", "m.onnx"):
         with pytest.raises(WeightsError, match="adapted GPTJForCausalLM has no table"): save_model(model, tmp_path / file)
+
+
+@pytest.mark.parametrize("hours, rate", [(1, 3e11), (0.1, 1e11), (24, 1e14)])
+def test_advice_keeps_to_what_it_says(hours, rate):
+    from llmnb.model.plan import MOST_EPOCHS, PARAMETERS_PER_TOKEN, TASKS, TOKENS_PER_PARAMETER, choose
+    for task in TASKS:
+        sizes = []
+        for tokens in (3e4, 9e5, 2e7, 1e9):
+            c = choose(task, data=tokens, hours=hours, rate=rate)
+            n, smallest = c.plan.parameters, c.config.layers == 1
+            assert c.hours <= hours or smallest
+            assert n < 2.5 * PARAMETERS_PER_TOKEN * tokens or smallest     # the nearest on the dial: doubling depth is eight times the weights
+            assert abs(c.epochs * tokens / min(MOST_EPOCHS * tokens, TOKENS_PER_PARAMETER * n) - 1) < 1e-9
+            each = c.plan.flops_per_token / (2 if c.config.arch.pair else 1)
+            assert abs(c.hours / (each * c.epochs * tokens / rate / 3600) - 1) < 1e-9
+            assert c.config.dropout >= 0.1 or c.epochs <= 4
+            sizes.append(n)
+        if hours == 24: assert sizes == sorted(sizes)
+
+
+def test_a_translator_is_as_large_as_the_page_on_translation_trains():
+    from llmnb.model.plan import choose
+    c = choose("translation", data=29_000 * 30, hours=1, rate=3e11)
+    assert c.start == "from scratch" and (c.config.layers, c.config.decoder_layers, c.config.width) == (3, 3, 192)
+    assert 3e6 < c.plan.parameters < 5e6 and 0.1 < c.hours < 0.5 and c.epochs == 16
+    assert any("3 + 3 layers" in a for _, a in c.reasons) and any("epochs=16" in a for _, a in c.reasons)
+
+
+def test_advice_fits_the_data_that_it_was_given(tmp_path):
+    from llmnb.model.plan import choose
+    from llmnb.text.batches import CausalLM, TextData
+    from llmnb.text.tokenizer import Tokenizer
+    from llmnb.train.trainer import Trainer
+    text = ["To be, or not to be, that is the question. " * 60] * 4
+    data = TextData.pack(text, Tokenizer.train(text, vocab_size=300), CausalLM(24), path=tmp_path/"d", valid=["To be. " * 20])
+    c = choose("generation", data, rate=1e11)
+    assert (c.config.vocab_size, c.config.ctx) == (data.vocab_size, 24)
+    Trainer(Transformer(c.config), data, epochs=c.epochs, run=tmp_path/"run")      # refuses a vocabulary or a context that do not fit
+    for wrong in (0, -1, "soon", float("inf")):
+        with pytest.raises(ValueError, match="hours = .*expected a number above 0"): choose("generation", data, rate=1e11, hours=wrong)

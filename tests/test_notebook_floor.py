@@ -423,3 +423,13 @@ def test_all_has_the_names_of_the_design():
     for name in everything.__all__: assert getattr(everything, name) is not None
     assert {"Tokenizer", "corpus", "TextData", "CausalLM", "TransformerConfig", "Transformer", "load_model", "save_model", "Trainer", "Callback",
             "generate", "stream", "Greedy", "Sample", "perplexity", "playground", "settings", "registry", "seed_everything", "free_memory"} <= set(everything.__all__)
+    assert everything.Chat.__module__ == "llmnb.decode.chat" and everything.ChatObjective.__module__ == "llmnb.text.targets"
+
+
+@pytest.mark.parametrize("kind", ["objectives", "optimizers", "schedules", "strategies", "callbacks", "tasks"])
+def test_all_has_what_the_registries_have(kind):
+    import llmnb.all as everything
+    rare = {"AdamW8bit", "Linear", "Progress"}                          # torch.nn has a Linear, too
+    mine = {c if isinstance(c, type) else type(c) for c in map(registry(kind).get, registry(kind)) if getattr(c, "__module__", "").startswith("llmnb.")}
+    missing = mine - {getattr(everything, n) for n in everything.__all__ if isinstance(getattr(everything, n), type)}
+    assert {c.__name__ for c in missing} <= rare

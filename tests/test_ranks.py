@@ -71,7 +71,7 @@ def _forms(paths, folder, size):
         sharded(False)
         out[name, "ddp"] = curve(make(path, f"{folder}/{name}-ddp").fit())
         sharded(True)
-        out[name, "fsdp"] = curve(make(path, f"{folder}/{name}-fsdp").fit())
+        out[name, "fsdp"] = curve(make(path, f"{folder}/{name}-fsdp", compile=True).fit())
     t = make(paths["text"], f"{folder}/text-half", callbacks=[Stop()]).fit()
     out["half"] = t.state, t.step, in_shards(newest(t.folder))
     return out
@@ -117,6 +117,12 @@ def test_norms_and_weights_are_those_of_one(one, two):
             assert max(abs(a - b) for a, b in zip(norms(back), norms(t), strict=True)) < 1e-5
             for a, b in zip(back.model.state_dict().values(), t.model.state_dict().values(), strict=True):
                 assert (a - b).abs().max() < 1e-4       # AdamW divides by the root of tiny squares: 8 steps of 3e-3
+
+
+def test_what_divided_weights_cannot_have_is_said_once(two):
+    said = [r["notice"] for r in Trainer.reopen(two[0]/"text-fsdp").rows if "notice" in r]
+    assert len(said) == 1 and "compile = True has no effect" in said[0] and "strategy='ddp' compiles" in said[0]
+    assert not any("notice" in r for r in Trainer.reopen(two[0]/"text-ddp").rows)
 
 
 def test_a_run_that_is_done_left_plain_files(two):

@@ -683,3 +683,55 @@ def test_objectives_are_registered_and_go_to_json_and_back(name):
     cls = registry("objectives").get(name)
     described = json.loads(json.dumps(_describe(cls())))
     assert described["name"] == name and registry("objectives").resolve(name, **described["fields"]) == cls()
+
+
+# -- what to validate on, given ---------------------------------------------------------------------------------------
+
+def texts_of(split, tok): return tok.decode(split.ids).split("<|endoftext|>")[:-1]
+
+def test_texts_to_validate_on_are_given(works, tok, tmp_path):
+    mine = works[:5], works[5:8]
+    data = TextData.pack(mine[0], tok, CausalLM(32), path=tmp_path/"d", valid=mine[1])
+    assert (texts_of(data.train, tok), texts_of(data.valid, tok)) == mine
+    assert data.valid.n_bytes == sum(len(w.encode()) for w in mine[1])
+    made = (data.path/"meta.json").stat().st_mtime_ns
+    again = TextData.pack(mine[0], tok, CausalLM(32), path=tmp_path/"d", valid=mine[1])
+    assert (again.path/"meta.json").stat().st_mtime_ns == made and TextData.open(data.path).fingerprint == again.fingerprint
+    once = TextData.pack(iter(mine[0]), tok, CausalLM(32), path=tmp_path/"once", valid=(w for w in mine[1]))
+    assert once.fingerprint == data.fingerprint and np.array_equal(once.valid.ids, data.valid.ids)
+    others = [TextData.pack(works[:4], tok, CausalLM(32), path=tmp_path/"o", valid=works[4:8]), TextData.pack(works[:8], tok, CausalLM(32), path=tmp_path/"s", valid=0.3)]
+    assert len({d.fingerprint for d in (data, *others)}) == 3            # the same texts, divided elsewhere
+    assert texts_of(TextData.pack("a text " * 50, tok, CausalLM(8), path=tmp_path/"one", valid="another text").valid, tok) == ["another text"]
+
+
+@few
+@given(st.lists(st.text("ab\nc", max_size=9), min_size=1, max_size=12), st.lists(st.text("xyz", max_size=9), min_size=1, max_size=12))
+def test_given_sides_are_whole(tok, train, valid):
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        try: data = TextData.pack(train, tok, CausalLM(1), path=Path(folder)/"d", valid=valid)
+        except DataError as e: assert "corpus is empty" in str(e) or "too" in str(e) or "needs" in str(e)
+        else: assert (texts_of(data.train, tok), texts_of(data.valid, tok)) == ([t for t in train if t], [t for t in valid if t])
+
+
+def test_records_to_validate_on_are_given(tok, tmp_path):
+    train, valid = ([(f"{w} {i}", f"{w} {i} again") for i in range(30)] for w in ("to", "be"))
+    data = TextData.pack(train, tok, Seq2Seq(ctx=16), path=tmp_path/"d", valid=[*valid, ("too long " * 20, "x")])
+    sources = lambda split: sorted(tok.decode(split.columns["src"][i][:-1]) for i in range(split.n_rows))
+    assert sources(data.train) == sorted(a for a, _ in train) and sources(data.valid) == sorted(a for a, _ in valid)
+    assert data.meta["valid"]["left_out"] == 1 and data.meta["train"]["left_out"] == 0
+    with pytest.raises(DataError, match="None of the 1 records of valid fits"): TextData.pack(train, tok, Seq2Seq(ctx=16), path=tmp_path/"e", valid=[("too long " * 20, "x")])
+    with pytest.raises(TypeError, match="document 0 of valid"): TextData.pack(train, tok, Seq2Seq(ctx=16), path=tmp_path/"e", valid=[5])
+    assert not (tmp_path/"e").exists()
+
+
+def test_what_stands_on_both_sides_is_told(tok, tmp_path):
+    with pytest.warns(UserWarning, match="^2 of the 3 documents of valid stand in the training text"):
+        TextData.pack(["to be", "or not", "that is"] * 3, tok, CausalLM(2), path=tmp_path/"d", valid=["to be", "new", "or not"])
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 1.5, -0.1, True, None, {"a": "x" * 10**6}, object()])
+def test_a_wrong_share_is_told_in_few_words(tok, tmp_path, wrong):
+    with pytest.raises(ValueError, match="expected a share between 0 and 1, such as 0.1, or the texts to validate on") as e:
+        TextData.pack(["to be " * 99], tok, CausalLM(2), path=tmp_path/"d", valid=wrong)
+    assert len(str(e.value)) < 200

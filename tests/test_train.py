@@ -510,6 +510,24 @@ def test_wrong_kinds(data):
     with pytest.raises(TypeError, match="schedule"): make(data, schedule=3)
 
 
+@pytest.mark.parametrize("call, says", [
+    (lambda m, d: Trainer(m, d, step=2), "Trainer has no argument 'step'. Did you mean 'steps'"),
+    (lambda m, d: Trainer(m, d, learning_rate=1e-3, steps=2), "no argument 'learning_rate'. Here it is lr"),
+    (lambda m, d: Trainer(m, d, weight_decay=0.1, steps=2), r"a part of the optimizer, AdamW\(weight_decay=0.1\)"),
+    (lambda m, d: Trainer(d, m, steps=2), "model and data changed places"),
+    (lambda m, d: Trainer("gpt2", d, steps=2), r"a str has no loss.*load_model\(name or folder\)"),
+    (lambda m, d: Trainer(m.config, d, steps=2), r"Transformer\(config\) makes one"),
+    (lambda m, d: Trainer(m, ["a text"], steps=2), r"a list has no batch.*TextData.pack\(texts, tok\)"),
+    (lambda m, d: Trainer(m, d.path, steps=2), r"TextData.open\(path\) of a folder")])
+def test_who_writes_the_wrong_thing_is_told_the_right_one(data, call, says):
+    with pytest.raises(TypeError, match=says): call(make_model(data), data)
+
+
+def test_the_signature_is_the_trainers_own():
+    import inspect
+    assert [*inspect.signature(Trainer).parameters][:5] == ["model", "data", "steps", "epochs", "lr"]
+
+
 def test_model_and_data_that_do_not_fit(data):
     small = Transformer(TransformerConfig.gpt2("tiny", vocab_size=100, ctx=16, width=32, layers=1, heads=2))
     with pytest.raises(ValueError, match=f"vocab_size={data.vocab_size}"): make(data, model=small)

@@ -15,6 +15,7 @@ from .session import DecodeError, Kept, Session, _device, evaluating, left_pad, 
 from .strategies import Draws, Greedy, Sample, Strategy, pick_strategy
 from ..device import in_notebook, is_captured
 from ..model.rest import at_rest
+from ..settings import known_arguments
 
 # %% ../../nbs/decode/03_generate.ipynb #c7752ea8
 def _loop(strategy, session):
@@ -49,6 +50,15 @@ class _Bar:
         if self.bar is not None: self.look(); self.bar.close()
 
 # %% ../../nbs/decode/03_generate.ipynb #fc4d7e93
+_strategies = dict(
+    {n: f"a part of the strategy: strategy=Sample({n}=...)" for n in
+     ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "processors")},
+    do_sample="strategy=Sample()", num_beams="strategy=Beam(width=4)", length_penalty="strategy=Beam(length_penalty=1.0)",
+    penalty_alpha="strategy=Contrastive(alpha=0.6)", assistant_model="strategy=Speculative(draft=model)", max_length="max_new_tokens",
+    max_tokens="max_new_tokens", stop_strings="stop", use_cache="cache", streamer="a function of its own, stream(model, tok, prompt)",
+    num_return_sequences="a list with the same prompt several times")
+
+@known_arguments(**_strategies)
 def generate(
     model, # a decoder, of any dtype and on any device
     tok, # its tokenizer; None if all prompts are ids
@@ -133,6 +143,7 @@ class Stream:
             self._end()
 
 # %% ../../nbs/decode/03_generate.ipynb #61278b8f
+@known_arguments(**_strategies)
 def stream(
     model, tok, prompt, # as for `generate`, but one prompt
     *,

@@ -12,13 +12,15 @@ from operator import index
 from .reply import Row
 from .session import is_pair
 from .stopping import read_stop
-from ..settings import settings
+from ..settings import brief, settings
 
 # %% ../../nbs/decode/02b_prompts.ipynb #54c4fa8f
 def _is_id(x): return isinstance(x, int) or (hasattr(x, "ndim") and x.ndim == 0)
 
 def _is_ids(x):
     return hasattr(x, "tolist") or (isinstance(x, (list, tuple)) and len(x) > 0 and all(_is_id(i) for i in x))
+
+_messages = "Messages of a conversation: Chat(model, tok) keeps one; tok.encode_chat(messages, prompt=True) gives its ids."
 
 def split_prompts(
     prompt, # one prompt, or a list of them
@@ -29,6 +31,7 @@ def split_prompts(
                          "expected a 1-d tensor of ids, or list(prompt) for a batch.")
     if isinstance(prompt, str) or _is_ids(prompt): return [prompt], False
     if isinstance(prompt, (list, tuple)): return list(prompt), True
+    if isinstance(prompt, dict): raise TypeError(f"prompt is {brief(prompt)}. {_messages}")
     raise TypeError(f"prompt is {type(prompt).__name__}; "
                     "expected a string, a list of ids, a 1-d tensor, or a list of these.")
 
@@ -37,8 +40,8 @@ def _plain_ids(prompt, name):
     "Ids as a list of int."
     try: return [index(i) for i in (prompt.tolist() if hasattr(prompt, "tolist") else prompt)]
     except TypeError:
-        raise TypeError(f"{name} is {prompt!r:.80}; "
-                        "expected a string, a list of ids or a 1-d tensor of integers.") from None
+        if isinstance(prompt, dict): raise TypeError(f"{name} is {brief(prompt)}. {_messages}") from None
+        raise TypeError(f"{name} is {brief(prompt)}; expected a string, a list of ids or a 1-d tensor of integers.") from None
 
 def _read_prompt(tok, prompt, name):
     "The ids of a prompt."
@@ -70,6 +73,9 @@ def _check_prompt(ids, model, ctx, sliding, name):
 
 # %% ../../nbs/decode/02b_prompts.ipynb #34e4805e
 def _check_model(model):
+    if isinstance(model, str): raise TypeError(f"model is {brief(model)}; expected a model: load_model(name or folder) gives one.")
+    if hasattr(model, "encode_batch"): raise TypeError("model is a tokenizer; expected generate(model, tok, prompt), in this order.")
+    if hasattr(model, "reopen"): raise TypeError("model is a Trainer; expected the model in it: trainer.model.")
     arch = getattr(getattr(model, "config", None), "arch", None)
     if type(model).__module__.startswith("transformers."):
         raise TypeError(f"model is a {type(model).__name__} of transformers; give it llmnb's face first: adapt(model), "

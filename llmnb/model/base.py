@@ -9,21 +9,9 @@ __all__ = ['Model']
 import difflib, fnmatch
 from contextlib import contextmanager
 
-from torch import nn
-
 from ..display import table
 from .attention import Tapped
 from .cache import KVCache
-
-# %% ../../nbs/model/03a_base.ipynb #176bd498
-def _products(c, stack):
-    "Weights that a token meets in a stack of layers."
-    once = sum(_met(m) for m in stack.layers.modules())
-    return once * (stack.depth // len(stack.layers))
-
-def _met(m):
-    if hasattr(m, "weights_met"): return m.weights_met                     # a mixture of experts: the chosen ones
-    return m.weight.numel() if isinstance(m, nn.Linear) else 0
 
 # %% ../../nbs/model/03a_base.ipynb #80e7edb0
 class Model(Tapped):
@@ -42,14 +30,14 @@ class Model(Tapped):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self,
-        T:int|None=None, # context; the configuration's if None
+        T:int|None=None, # tokens in a row; the configuration's context if None
+        S:int|None=None, # tokens of its source, for an encoder-decoder; as many as T if None
+        asked:float=1.0, # share of the tokens for which the head is computed
     ) -> float:
-        "FLOPs to train on one token: 6 for each weight in a product, and 12 T for each number that attention compares."
-        c, stacks = self.config, self.stacks()
-        products = sum(_products(c, s) for s in stacks) + sum(_met(m) for m in self.head.modules())
-        if c.head.words: products += c.vocab_size * c.embed_width
-        if self.entry.lengthen is not None: products += self.entry.lengthen.weight.numel()
-        return 6 * products + 12 * sum(s.depth for s in stacks) * c.heads * c.head_size * (T or c.ctx)
+        "FLOPs to train on one token, of the target in an encoder-decoder, with what is trained and frozen now."
+        from llmnb.model.flops import count_flops
+        T = T or self.config.ctx
+        return count_flops(self, T, S or T, asked)
 
     @property
     def device(self): return self.embed.weight.device

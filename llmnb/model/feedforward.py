@@ -120,9 +120,9 @@ class Mixture(Tapped):
         self.up.normal_(0, std, generator=generator); self.down.normal_(0, small, generator=generator)
 
     @property
-    def weights_met(self) -> int:
-        "Weights that a token meets."
-        return (self.up.numel() + self.down.numel()) * self.top // self.n
+    def weights_met(self) -> list: # for each matrix: how many of its weights a token meets, and whether they are trained
+        "What a token is multiplied with, besides the router."
+        return [(w.numel() * self.top // self.n, w.requires_grad) for w in (self.up, self.down)]
 
     def forward(self, x):
         flat = x.reshape(-1, x.shape[-1])

@@ -36,10 +36,11 @@ def loss_plain(
 # %% ../../nbs/model/02d_loss.ipynb #598a4afb
 @torch.library.custom_op("llmnb::loss_by_rows", mutates_args=())
 def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:torch.dtype, rows:int, softcap:float|None,
-             smoothing:float, zloss:float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "The loss, and its gradients: made in `dtype`, summed in float32 or wider."
+             smoothing:float, zloss:float, wanted:list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "The loss, and the gradients of x, weight and bias that are wanted: made in `dtype`, summed in float32 or wider."
     w, wide = weight.to(dtype), torch.promote_types(dtype, torch.float32)
-    dx, dw, db = torch.empty_like(x), torch.zeros_like(weight, dtype=wide), x.new_zeros(len(weight), dtype=wide)
+    dx, dw, db = _room(x, weight, wide, wanted)
+    for sum_ in (dw, db): sum_.zero_()
     total, rows = torch.zeros((), dtype=wide, device=x.device), max(1, min(rows, len(x)))
     place, room = (torch.empty(rows, len(weight), dtype=t, device=x.device) for t in (dtype, wide))   # for all slices
     for i in range(0, len(x), rows):
@@ -55,32 +56,38 @@ def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:tor
         if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
         if zloss: loss = loss + zloss * norm.square()
         total += (loss * real).sum()
+        if not any(wanted): continue
         d = d.exp_()
         if zloss: d *= 1 + 2 * zloss * norm
         if smoothing: d -= smoothing / len(weight)
         d.scatter_add_(1, target, torch.full_like(loss, smoothing - 1))
         if slope is not None: d *= slope
-        if bias is not None: db += (d * real).sum(0)
+        if wanted[2]: db += (d * real).sum(0)
         d = d.to(dtype)
-        dx[i:i+rows] = (d @ w) * real                                       # rows that nobody asks about: zeroed where they are short
+        if wanted[0]: dx[i:i+rows] = (d @ w) * real                         # rows that nobody asks about: zeroed where they are short
+        if not wanted[1]: continue
         if dtype == wide: dw.addmm_(d.T, part * real)
         else: dw += d.T @ (part * real)
     return total, dx, dw, db
 
+def _room(x, weight, wide, wanted):
+    "Places for the gradients; empty ones for those that nobody wants."
+    sizes = zip((x.shape, weight.shape, weight.shape[:1]), (x.dtype, wide, wide), wanted)
+    return [x.new_empty(s if want else (0,), dtype=t) for s, t, want in sizes]
+
 @_by_rows.register_fake
-def _(x, weight, labels, bias, dtype, rows, softcap, smoothing, zloss):
+def _(x, weight, labels, bias, dtype, rows, softcap, smoothing, zloss, wanted):
     wide = torch.promote_types(dtype, torch.float32)
-    made = torch.empty_like(x), torch.empty_like(weight, dtype=wide), weight.new_empty(len(weight), dtype=wide)
-    return x.new_empty((), dtype=wide), *made
+    return x.new_empty((), dtype=wide), *_room(x, weight, wide, wanted)
 
 def _keep(ctx, inputs, output):
     ctx.save_for_backward(*output[1:])
-    ctx.bias = inputs[3] is not None
+    ctx.wanted = inputs[-1]
     ctx.set_materialize_grads(False)
 
 def _scale(ctx, g, *_):
-    dx, dw, db = ctx.saved_tensors
-    return (dx * g).to(dx.dtype), dw * g, None, db * g if ctx.bias else None, None, None, None, None, None
+    dx, dw, db = ((d * g).to(d.dtype) if want else None for d, want in zip(ctx.saved_tensors, ctx.wanted))
+    return dx, dw, None, db, *[None] * 6
 
 _by_rows.register_autograd(_scale, setup_context=_keep)
 
@@ -114,6 +121,7 @@ def loss_by_rows(
     "Sum of -log p(label), never holding all logits."
     rows = max(256, x.shape[1], 2 ** (21 if x.device.type == "cpu" else 27) // len(weight))
     if torch.is_grad_enabled():
-        return _by_rows(x, weight, labels, bias, compute_dtype(x), rows, softcap, smoothing, zloss)[0]
+        wanted = [t is not None and t.requires_grad for t in (x, weight, bias)]
+        return _by_rows(x, weight, labels, bias, compute_dtype(x), rows, softcap, smoothing, zloss, wanted)[0]
     pieces = zip(x.split(rows), labels.split(rows))
     return sum(loss_plain(a, weight, b, bias, softcap, smoothing, zloss) for a, b in pieces)

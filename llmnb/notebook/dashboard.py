@@ -14,11 +14,12 @@ from typing import ClassVar
 
 from IPython.display import display
 
-from ..device import matrix_rate, pick_ui
+from ..device import pick_ui
 from .frames import RunPicture, memory_used, still
 from .live import DashboardWidget, answer_while_busy
 from ..settings import settings
 from ..train.callbacks import Callback
+from ..train.config import work_of
 
 # %% ../../nbs/notebook/01_dashboard.ipynb #1e4f8f3a
 class Feed:
@@ -190,5 +191,6 @@ def about_run(
     "What a run's rows do not say."
     c = t.model.config if hasattr(t.model, "config") else None
     parts = [getattr(c, "family", type(t.model).__name__), f"{sum(p.numel() for p in t.model.parameters())/1e6:.3g} M parameters", t.config.device, t.config.dtype]
-    flops = t.model.flops_per_token() if hasattr(t.model, "flops_per_token") else None
-    return dict(name=Path(t.run).name, about=" · ".join(str(p) for p in parts), steps=t.steps, state=t.state, flops=flops, peak=matrix_rate(t.config.device, t.config.dtype))
+    flops, peak = work_of(t.model, t.data, t.config)
+    return dict(name=Path(t.run).name, about=" · ".join(str(p) for p in parts), steps=t.steps, state=t.state, flops=flops,
+                peak=peak and peak * (t.ranks.size if t.config.device.startswith("cuda") else 1))

@@ -7,7 +7,7 @@ __all__ = ['Split', 'RecordSplit', 'TextData']
 
 # %% ../../nbs/text/03_batches.ipynb #ee4fad3f
 import json, shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,10 @@ import torch
 from ..device import return_memory
 from ..display import Static, table, token_strip
 from ..plugins import registry
-from ..settings import settings
+from ..settings import brief, settings
 from .objectives import Batch, CausalLM
 from .order import _keys, length_batch, row_keys, shuffled
-from .packing import _cut, _describe, _fill, _folder_name, _input_key, _reads
+from .packing import _cut, _describe, _fill, _folder_name, _input_key, _reads, _Sides
 from .store import DataError, Ragged, _check_place, _head, _open_ids, _put, _temporary_folder, open_ragged
 from .tokenizer import Tokenizer
 
@@ -211,7 +211,7 @@ class TextData(_Draws, _Reports):
         tok:Tokenizer, # who encodes them
         objective=None, # how rows become batches; `CausalLM(256)` by default
         path=None, # a folder; by default one in the cache, found again by the same input
-        valid:float=0.1, # share of the tokens to set aside, between 0 and 1
+        valid=0.1, # share of the tokens to set aside, between 0 and 1; or the texts or records to validate on
         seed:int=0, # which documents are set aside
     ) -> "TextData":
         "Encode texts to a folder, in a stream. An older pack at `path` stays until the new one is complete."
@@ -276,8 +276,9 @@ def _check_length(train, valid, objective):
 
 # %% ../../nbs/text/03_batches.ipynb #63f27150
 def _pack(cls, texts, tok, objective, path, valid, seed):
-    if isinstance(valid, bool) or not isinstance(valid, (int, float)) or not 0 < valid < 1:
-        raise ValueError(f"valid={valid!r}: expected a share between 0 and 1, such as 0.1.")
+    if isinstance(valid, Iterable) and not isinstance(valid, dict): texts = _Sides(texts, valid)
+    elif isinstance(valid, bool) or not isinstance(valid, (int, float)) or not 0 < valid < 1:
+        raise ValueError(f"valid={brief(valid)}: expected a share between 0 and 1, such as 0.1, or the texts to validate on.")
     if tok.eos_id is None:
         raise ValueError("This tokenizer has no end-of-text token to divide documents with: train it with "
             "special_tokens=('<|endoftext|>', ...).")
@@ -299,7 +300,7 @@ def _pack(cls, texts, tok, objective, path, valid, seed):
 def _packed_already(cls, texts, tok, objective, path, home, valid, seed):
     "The pack that was made from this very input, or None."
     there = path or home
-    if isinstance(texts, Iterator) or not there.is_dir() or not any(there.iterdir()): return None
+    if isinstance(texts, Iterator) or isinstance(texts, _Sides) and texts.once() or not there.is_dir() or not any(there.iterdir()): return None
     key = _input_key(texts, tok, valid, seed, objective)
     try: found = cls.open(path or home/_folder_name(key, objective), objective)
     except (DataError, FileNotFoundError): return None

@@ -6,8 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/text/03e_packing.ipynb #3c6c189d
-import hashlib, itertools, json, shutil
+import hashlib, itertools, json, shutil, warnings
 from array import array
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +22,29 @@ from .tokenizer import Tokenizer, _check_text, _documents
 # %% ../../nbs/text/03e_packing.ipynb #0c1998a1
 def _reads(objective): return getattr(objective, "reads", str)
 
-def _check_document(x, i, objective):
+class _Sides:
+    "Documents to train on, and others to validate on."
+    def __init__(self, train, valid): self.train, self.valid, self.first, self.mark = train, valid, 0, None
+    def once(self):
+        "Whether they can be read only once."
+        return any(isinstance(x, Iterator) for x in (self.train, self.valid))
+    def groups(self, objective):
+        "As `_groups`; afterwards `first` says how many documents belong to the training."
+        self.first = 0
+        for group in _groups(self.train, objective): self.first += len(group); yield group
+        yield from _groups(self.valid, objective, what="document {} of valid")
+        self.mark = f"after {self.first}"
+    def pick(self, groups):
+        "Which documents are to be validated on; says so if some are trained on, too."
+        pick = np.arange(len(groups)) >= self.first
+        if seen := int(np.isin(groups[pick], groups[~pick]).sum()):
+            warnings.warn(f"{seen:,} of the {int(pick.sum()):,} documents of valid stand in the training text, too, or share a context with "
+                          "some of it: the validation loss will be kinder than on new text.")
+        return pick
+
+def _check_document(x, i, objective, what="document {}"):
     "A document of the kind that the objective reads, and of characters that have a UTF-8 form."
-    kind, where = _reads(objective), f"document {i}"
+    kind, where = _reads(objective), what.format(i)
     if kind is str:
         if isinstance(x, Record):
             raise TypeError(f"{where} is a {type(x).__name__}, but {type(objective).__name__} reads running text: "
@@ -33,12 +54,13 @@ def _check_document(x, i, objective):
     for text in x.texts(): _check_text(text, where)
     return x
 
-def _groups(texts, objective=None, most=4_000_000):
+def _groups(texts, objective=None, most=4_000_000, what="document {}"):
     "Lists of checked documents of about `most` characters (a document counts 64 more: it costs memory, too)."
+    if isinstance(texts, _Sides): yield from texts.groups(objective); return
     group, size, at, running, texts = [], 0, 0, _reads(objective) is str, iter(_documents(texts))
     while some := list(itertools.islice(texts, 64)):              # a few at a time: a loop over lines would take longer than encoding
         if not (running and set(map(type, some)) == {str} and all(map(str.isascii, some))):
-            some = [_check_document(x, at + i, objective) for i, x in enumerate(some)]
+            some = [_check_document(x, at + i, objective, what) for i, x in enumerate(some)]
         sizes = list(map(len, some if running else map(text_of, some)))
         group += some if all(sizes) else [x for x, n in zip(some, sizes) if n]
         at += len(some); size += sum(sizes) + 64 * len(some)
@@ -185,8 +207,9 @@ def _fill_text(folder, texts, tok, objective, valid, seed):
         for group, (ids, lengths) in _ahead(lambda group: _ended(tok, group), _groups(texts, objective)):
             _write_ids(file, ids.astype(kind)); tally.add(group, lengths)
     tokens, sizes, groups = tally.arrays()
-    ids, pick, out = _Stored(folder/"all", kind), _choose(tokens, valid, seed, groups), {}
-    tail = None if _near(pick, tokens, valid) else _tail(ids, tokens, sizes, valid, tok)
+    ids, given, out = _Stored(folder/"all", kind), isinstance(texts, _Sides), {}
+    pick = texts.pick(groups) if given else _choose(tokens, valid, seed, groups)
+    tail = None if given or _near(pick, tokens, valid) else _tail(ids, tokens, sizes, valid, tok)
     for side, mine in (("train", ~pick), ("valid", pick)):
         where, docs, size = tail[side] if tail else (None, int(mine.sum()), int(sizes.sum(where=mine)))
         count = where.stop - where.start if tail else int(tokens.sum(where=mine))
@@ -229,7 +252,7 @@ def _fill_records(folder, texts, tok, objective, valid, seed):
     tokens, sizes, groups = tally.arrays()
     if not rows.any():
         raise DataError(f"None of the {len(rows):,} records fits {objective}: all were left out. Take a larger ctx.")
-    pick, out = _pick_records(tokens, valid, seed, groups), {}
+    pick, out = _given_records(texts, tokens, groups) if isinstance(texts, _Sides) else _pick_records(tokens, valid, seed, groups), {}
     for side, mine in (("train", ~pick), ("valid", pick)):
         of_rows = np.repeat(mine, rows)
         joined = _joiner(lengths[0][of_rows], objective)
@@ -261,6 +284,14 @@ def _joiner(lengths, objective):
     return lambda sizes: np.add.reduceat(sizes, starts)
 
 # %% ../../nbs/text/03e_packing.ipynb #5c9506e3
+def _given_records(texts, tokens, groups):
+    "As they were given; each side needs a record that fits."
+    pick, usable = texts.pick(groups), tokens > 0
+    for side, mine in (("to train on", ~pick), ("of valid", pick)):
+        if not (mine & usable).any():
+            raise DataError(f"None of the {int(mine.sum()):,} records {side} fits: all were left out. Give others, or take a larger ctx.")
+    return pick
+
 def _pick_records(tokens, valid, seed, groups):
     "As `_choose`, but each side gets at least one group."
     pick, usable = _choose(tokens, valid, seed, groups), tokens > 0
@@ -292,13 +323,14 @@ def _input_key(texts, tok, valid, seed, objective):
     "The key of an input that can be read twice, by hashing it: much faster than encoding it."
     digest = _Digest()
     for group in _groups(texts, objective): digest.add(group)
-    return _key(digest.hexdigest(), tok, valid, seed, objective)
+    return _key(digest.hexdigest(), tok, getattr(texts, "mark", valid), seed, objective)
 
 # %% ../../nbs/text/03e_packing.ipynb #b10eb146
 def _fill(folder, texts, tok, objective, valid, seed):
     "Write a complete pack to an empty folder; returns its meta."
     fill = _fill_text if _reads(objective) is str else _fill_records
     digest, sides = fill(folder, texts, tok, objective, valid, seed)
+    valid = getattr(texts, "mark", valid)
     shutil.rmtree(folder/"tally")
     meta = {"format": 1, "fingerprint": _key(digest, tok, valid, seed, objective), "tokenizer": tok.fingerprint,
         "objective": _describe(objective), "asked_valid": valid, "seed": seed, **sides}

@@ -92,7 +92,8 @@ def make_data(
     if "path" in said: return TextData.open(said["path"], objective if "objective" in said or ctx else None)
     texts, tok = corpus(said["corpus"]), said.get("tokenizer", {})
     tok = Tokenizer.load(tok) if isinstance(tok, str) else Tokenizer.train(texts, **tok)
-    return TextData.pack(texts, tok, objective=objective, valid=said.get("valid", 0.1))
+    valid = said.get("valid", 0.1)
+    return TextData.pack(texts, tok, objective=objective, valid=corpus(valid) if isinstance(valid, str) else valid)
 
 def make_model(
     said:dict, # the table [model]

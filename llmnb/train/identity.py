@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 import llmnb
-from ..device import matrix_rate, pick_device
+from ..device import pick_device
 from ..plugins import registry
-from .config import TrainConfig, pick_callbacks, pick_optimizer, train_config
+from .config import TrainConfig, pick_callbacks, pick_optimizer, train_config, work_of
 from .run import Keep, RunError, from_spec, shown, to_spec
 from ..settings import did_you_mean
 from .state import load_weights
@@ -36,10 +36,11 @@ def describe(
     path = getattr(t.data, "path", None)
     spec = {name: to_spec(getattr(t, name), registry(name + "s")) for name in ("optimizer", "schedule")}
     stored = [(c, to_spec(c, registry("callbacks"))) for c in t.callbacks]
+    flops, rate = work_of(t.model, t.data, t.config)
     return dict(
         format=1, created=time.strftime("%Y-%m-%dT%H:%M:%S%z"), train=asdict(t.config), **spec, keep=asdict(t.keep),
         callbacks=[s for _, s in stored if s], callbacks_not_stored=[type(c).__name__ for c, s in stored if not s],
-        model=_describe_model(t.model), matrix_rate=matrix_rate(t.config.device, t.config.dtype),
+        model=dict(_describe_model(t.model), flops_per_token=flops), matrix_rate=rate,
         data=dict(path=str(path) if path else None, relative=os.path.relpath(path, t.run) if path else None,
                   fingerprint=getattr(t.data, "fingerprint", None), ctx=t.data.ctx, tokens=getattr(t.data.train, "n_tokens", None),
                   objective=to_spec(getattr(t.data, "objective", None), registry("objectives"))),
@@ -49,7 +50,6 @@ def describe(
 def _describe_model(model):
     config = getattr(model, "config", None)
     return dict(kind=type(model).__name__, parameters=sum(p.numel() for p in model.parameters()), shapes=shapes(model),
-                flops_per_token=model.flops_per_token() if hasattr(model, "flops_per_token") else None,
                 config=config.to_dict() if hasattr(config, "to_dict") else None)
 
 # %% ../../nbs/train/05a_identity.ipynb #120a647e

@@ -58,6 +58,8 @@ class Part(nn.Module):
         self.length = None if length is None else nn.Parameter(length.clone())
 
     @property
+    def weights_met(self): return [(w.numel(), w.requires_grad) for w in (self.A, self.B)]
+    @property
     def rank(self): return len(self.A)
     @property
     def scale(self): return self.alpha / self.rank

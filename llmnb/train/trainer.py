@@ -6,7 +6,7 @@
 __all__ = ['Loop', 'Opening', 'Session', 'taken', 'explain', 'in_background', 'report', 'Trainer']
 
 # %% ../../nbs/train/06_trainer.ipynb #85538449
-import atexit, shutil, threading, time, weakref
+import atexit, shutil, threading, time, warnings, weakref
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,8 +15,8 @@ import torch
 from ..device import free_memory, keep_memory, pick_device
 from ..display import Static, line_chart, table
 from ..model.rest import moving
-from ..settings import settings
-from .config import pick_callbacks, pick_optimizer, pick_schedule, train_config
+from ..settings import known_arguments, settings
+from .config import called_elsewhere, pick_callbacks, pick_optimizer, pick_schedule, train_config
 from .identity import check_same, describe, from_folder, identity, load_same
 from .identity import recipes as _recipes
 from .live import Rates, Snapshots
@@ -115,12 +115,19 @@ class Opening(Loop):
             self._watchers = [Spare(w) if getattr(w, "spare", False) else w for w in watchers
                               if self.ranks.main or not getattr(w, "main_only", False)]
             self._open(blocking=not background)
+            if self.config.compile and self.ranks.sharded: self._not_compiled()
             self.state = "running"
             self._notify("on_start")
         except BaseException:
             self._stack.close(); self.folder.log.close()
             self.state, self._engine, self._here = state, engine, None
             raise
+
+    def _not_compiled(self):
+        "Say once, in the log and as a warning, that divided weights are trained without the compiler."
+        said = "compile = True has no effect with divided weights (strategy='fsdp'): this run is not compiled; strategy='ddp' compiles"
+        if not self.ranks.main or any(r.get("notice") == said for r in self.rows): return
+        self.log(notice=said); warnings.warn(said + ".")
 
     def _open(self, blocking):
         "The folder, the lock, the device, the first checkpoint."
@@ -291,6 +298,7 @@ def report(t) -> Static:
 # %% ../../nbs/train/06_trainer.ipynb #7f49bb7b
 class Trainer(Session):
     "Trains a model on data, in a run folder that can be reopened."
+    @known_arguments(**called_elsewhere)
     def __init__(self,
         model, # a Transformer, or any module with `loss(batch, reduction)`
         data, # TextData
