@@ -173,8 +173,8 @@ def house(tmp_path_factory):
 
 @pytest.fixture
 def lab(house):
-    "The server with nothing in it, and a browser that knows of nothing: no kernel, file, run, cookie or tab of another test."
+    "The same with nothing in it: no kernel, file, run, cookie or tab of another test (each page is opened in a context of its own)."
     fresh(house.home)
-    yield (lab := Lab(house.home, house.url, house.token, house.browser.new_context()))
-    lab.browser.close()
-    lab.end_kernels()
+    yield house
+    for context in house.browser.contexts: context.close()
+    house.end_kernels()
