@@ -32,8 +32,9 @@ def free_port():
 
 def fresh(home):
     "The folders that tests write to, as for a new server: no notebooks, no runs, no caches, the settings as given."
-    for name in ("work", "runs", "cache", "settings", "workspaces", "ipython"): shutil.rmtree(home/name, ignore_errors=True)
-    (home/"work").mkdir()
+    for name in ("work", "runs", "cache", "settings", "workspaces", "ipython"):
+        (home/name).mkdir(exist_ok=True)
+        for p in (home/name).iterdir(): shutil.rmtree(p) if p.is_dir() else p.unlink()     # the folders stay: the server is in one
     for name, values in SETTINGS.items():
         path = home/"settings/@jupyterlab"/f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
