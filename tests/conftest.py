@@ -34,6 +34,17 @@ def pages():
     return sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(ROOT).parts))
 
 
+def model_of(config, seed=1):
+    "A Transformer for tests: every weight off its first value, biases and norms too."
+    import torch
+    from llmnb.model.transformer import Transformer
+    model = Transformer(config, seed=seed).eval()
+    with torch.no_grad():
+        g = torch.Generator().manual_seed(seed)
+        for p in model.parameters(): p.add_(torch.randn(p.shape, generator=g) * 0.1)
+    return model
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     from schedule import Schedule
