@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/"tools"))            # the tools are tested as modules
+sys.path[:0] = str(ROOT/"tools"), str(ROOT/"tests/browser")      # the tools are tested as modules
+from lab import house, lab  # noqa: E402,F401  (fixtures: here, so that all files have the same)
 
 os.environ.setdefault("LLMNB_SCALE", "quick")
 os.environ.setdefault("LLMNB_OFFLINE", "true")
@@ -31,6 +32,17 @@ def temporary_places(tmp_path_factory):
 def pages():
     "Every notebook of nbs/."
     return sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(ROOT).parts))
+
+
+def model_of(config, seed=1):
+    "A Transformer for tests: every weight off its first value, biases and norms too."
+    import torch
+    from llmnb.model.transformer import Transformer
+    model = Transformer(config, seed=seed).eval()
+    with torch.no_grad():
+        g = torch.Generator().manual_seed(seed)
+        for p in model.parameters(): p.add_(torch.randn(p.shape, generator=g) * 0.1)
+    return model
 
 
 @pytest.hookimpl(optionalhook=True)

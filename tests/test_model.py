@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from conftest import model_of
 from llmnb import LLMNBError
 from llmnb.model.attention import Tapped, attend_plain, attend_products, attend_sdpa, visible
 from llmnb.model.cache import KVCache
@@ -121,14 +122,6 @@ def test_left_padding_equals_transformers(config, tmp_path):
 
 
 # ---- one model along different paths
-
-def model_of(config, seed=1):
-    model = Transformer(config, seed=seed).eval()
-    with torch.no_grad():
-        g = torch.Generator().manual_seed(seed)
-        for p in model.parameters(): p.add_(torch.randn(p.shape, generator=g) * 0.1)
-    return model
-
 
 @pytest.mark.parametrize("sizes", [[20], [1] * 20, [7, 1, 1, 11], [19, 1]])
 @pytest.mark.parametrize("max_len", [None, 20])

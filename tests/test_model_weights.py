@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings as hyp, strategies as st
 from torch import nn
 
+from conftest import model_of
 from llmnb.model.config import TransformerConfig
 from llmnb.model.families import Family, llama
 from llmnb.model.ggufs import PACKINGS, save_gguf, tokenizer_fields
@@ -24,14 +25,6 @@ V, CTX = 97, 48
 
 def tiny(family="llama", **kw):
     return getattr(TransformerConfig, family)("tiny", **dict(vocab_size=V, ctx=CTX, width=32, layers=2, heads=4) | kw)
-
-
-def model_of(config, seed=1):
-    model = Transformer(config, seed=seed).eval()
-    with torch.no_grad():
-        g = torch.Generator().manual_seed(seed)
-        for p in model.parameters(): p.add_(torch.randn(p.shape, generator=g) * 0.1)
-    return model
 
 
 def draw(B=3, T=20, seed=0):

@@ -100,7 +100,7 @@ def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
 def train_and_die(d, name, run):
     "SIGKILL in step 5, or while its checkpoint is written, at the moment that MOMENTS names."
     import llmnb.train.run as folder
-    import llmnb.train.state as state
+    import llmnb.train.pieces as pieces
     moment = MOMENTS[name]
     class Die:
         def on_step(self, t, row):
@@ -108,7 +108,7 @@ def train_and_die(d, name, run):
             if row["step"] == 4 and moment == "update":
                 step = t._engine.plain_optimizer.step
                 t._engine.plain_optimizer.step = lambda *a, **k: (step(*a, **k), die())
-            if row["step"] == 4 and moment == "files": state.save_optimizer = die
+            if row["step"] == 4 and moment == "files": pieces.save_optimizer = die
             if row["step"] == 4 and moment == "seal": folder.seal = die
             if row["step"] == 4 and moment == "rename":
                 whole = folder.seal

@@ -199,6 +199,7 @@ class Forced:
         here = history.said == (self.at if self.at >= 0 else self.length + self.at)
         return torch.where(here[:, None], only, logits)
 
+# %% ../../nbs/decode/00a_bans.ipynb #7fd8e45f
 @dataclass(frozen=True)
 class MinNewTokens:
     "No end before so many new tokens."

@@ -117,9 +117,9 @@ class _Choosing:
         at = torch.stack(at, 1)
         return total.gather(1, at), at
 
-# %% ../../nbs/decode/04_beam.ipynb #fb3e5600
+# %% ../../nbs/decode/04_beam.ipynb #b173af57
 class _Ending:
-    "What a `Search` does with texts that end, and with those that go on."
+    "How a `Search` finds texts that end."
     def _is_end(self, row, beam, id):
         if id in row.ends or self.length >= row.limit or row.number in self.late: return True
         if not row.stops and not row.rules: return False
@@ -137,6 +137,9 @@ class _Ending:
             self.ended.setdefault(row.number, []).extend((i, b, s) for s, (b, i) in some)
             pool.add(some, self.length)
 
+# %% ../../nbs/decode/04_beam.ipynb #fb3e5600
+class _GoingOn:
+    "How the beams of a `Search` become what was chosen."
     def _go_on(self, score, id, beam, logp):
         "Let the beams become what was chosen, and the prompts that are done leave."
         P, W = score.shape
@@ -168,6 +171,9 @@ class _Ending:
     def _done(self, row):
         return self.length >= row.limit or row.number in self.late or all(p.done for p in self.pools[row.number])
 
+# %% ../../nbs/decode/04_beam.ipynb #962b0615
+class _Telling:
+    "What a `Search` shows of its prompts."
     def _show(self, row):
         "Let go of what is certain."
         texts = [n for p in self.pools[row.number] for _, n in p.texts]
@@ -189,7 +195,7 @@ class _Ending:
         row.best, row.score = best, texts[0][0]
 
 # %% ../../nbs/decode/04_beam.ipynb #1805b34c
-class Search(_Choosing, _Ending):
+class Search(_Choosing, _Ending, _GoingOn, _Telling):
     "The state of a beam search: for each prompt its groups of beams, and what they have finished."
     def __init__(self,
         beam, # a `Beam`

@@ -82,8 +82,50 @@ class _Turns:
                              "or make the chat with forget=True, which leaves out the oldest turns.")
         return ids, gone
 
+# %% ../../nbs/decode/08_chat.ipynb #a47997ca
+class _Changes(_Turns):
+    "Going back in a `Chat`."
+    def regenerate(self, **options) -> Generation:
+        "Make the last reply again, with the next seed or other options."
+        turns = self._until(lambda t: t.role == "user", "there is no message to answer yet")
+        for _ in (pieces := self._answer(turns, options)): pass
+        return pieces.result
+
+    def edit(self,
+        i:int, # which message, counted from 0 or, below 0, from the end
+        text:str, # what it should have said
+        **options, # as for `generate`, for the new reply
+    ) -> Generation|None: # the new reply, where a message of the user was changed
+        "Change a message; what came after it goes."
+        turns = self.turns[:self._place(i)]
+        turns.append(Turn(self.turns[self._place(i)].role, text))
+        if turns[-1].role != "user": self.turns = turns; return None
+        for _ in (pieces := self._answer(turns, options)): pass
+        return pieces.result
+
+    def branch(self,
+        i:int|None=None, # up to this message, with it; all by default
+    ) -> "Chat": # a new one; the two go their own ways
+        "Another conversation that begins like this one."
+        new = Chat.__new__(Chat)
+        new.__dict__.update(self.__dict__, kept=self.kept.copy(), busy=None)
+        new.turns = list(self.turns if i is None else self.turns[:self._place(i) + 1])
+        return new
+
+    def undo(self) -> "Chat": # itself
+        "Take the last message of the user and its reply back."
+        self.turns = self._until(lambda t: t.role == "user", "there is nothing to take back")[:-1]
+        return self
+
+# %% ../../nbs/decode/08_chat.ipynb #c68d612a
+def _ends(tok, template):
+    "What ends an answer: the mark of the template; and where there is none, the next speaker."
+    ids = [i for i in {tok.turn_end_id} if i is not None and i != tok.eos_id]
+    plain = template is None and tok.chat_template is None and tok.turn_end_id == tok.eos_id
+    return ids + (["\nuser:", "\nsystem:", "\nassistant:"] if plain else [])
+
 # %% ../../nbs/decode/08_chat.ipynb #9cd922e5
-class Chat(_Turns):
+class Chat(_Changes):
     "A conversation with a model, with the cache kept between turns."
     def __init__(self,
         model, # a decoder
@@ -125,49 +167,11 @@ class Chat(_Turns):
         if not isinstance(text, str) or not text: raise ValueError(f"the message is {text!r}; expected a text.")
         return self._answer([*self.turns, Turn("user", text)], options)
 
-    def regenerate(self, **options) -> Generation:
-        "Make the last reply again, with the next seed or other options."
-        turns = self._until(lambda t: t.role == "user", "there is no message to answer yet")
-        for _ in (pieces := self._answer(turns, options)): pass
-        return pieces.result
-
-    def edit(self,
-        i:int, # which message, counted from 0 or, below 0, from the end
-        text:str, # what it should have said
-        **options, # as for `generate`, for the new reply
-    ) -> Generation|None: # the new reply, where a message of the user was changed
-        "Change a message; what came after it goes."
-        turns = self.turns[:self._place(i)]
-        turns.append(Turn(self.turns[self._place(i)].role, text))
-        if turns[-1].role != "user": self.turns = turns; return None
-        for _ in (pieces := self._answer(turns, options)): pass
-        return pieces.result
-
-    def branch(self,
-        i:int|None=None, # up to this message, with it; all by default
-    ) -> "Chat": # a new one; the two go their own ways
-        "Another conversation that begins like this one."
-        new = Chat.__new__(Chat)
-        new.__dict__.update(self.__dict__, kept=self.kept.copy(), busy=None)
-        new.turns = list(self.turns if i is None else self.turns[:self._place(i) + 1])
-        return new
-
-    def undo(self) -> "Chat": # itself
-        "Take the last message of the user and its reply back."
-        self.turns = self._until(lambda t: t.role == "user", "there is nothing to take back")[:-1]
-        return self
-
     def __len__(self): return len(self.turns)
 
     def __repr__(self): return "\n".join(f"{t.role}: {t.content}" for t in self.turns) or "Chat(nothing said yet)"
 
     def _repr_mimebundle_(self, include=None, exclude=None): return show_chat(self)._repr_mimebundle_()
-
-def _ends(tok, template):
-    "What ends an answer: the mark of the template; and where there is none, the next speaker."
-    ids = [i for i in {tok.turn_end_id} if i is not None and i != tok.eos_id]
-    plain = template is None and tok.chat_template is None and tok.turn_end_id == tok.eos_id
-    return ids + (["\nuser:", "\nsystem:", "\nassistant:"] if plain else [])
 
 # %% ../../nbs/decode/08_chat.ipynb #13176cd2
 class Reply:

@@ -162,6 +162,9 @@ class _Masks:
         for i in self.ends: mask[i] = m.is_accepting()
         return mask
 
+# %% ../../nbs/decode/02d_constrain.ipynb #eaa2d708
+class _Ways(_Masks):
+    "Which of these tokens lead to an end."
     def _without_dead_ends(self, ids, mask):
         "Leave out what no further token can complete: a vocabulary without all bytes may lack the piece that is needed then."
         some = [i for i in mask.nonzero().flatten().tolist() if i not in self.ends]
@@ -179,25 +182,9 @@ class _Masks:
         self.open[ids] = mask is not None and (sure or any(self._can_end((*ids, i), budget) for i in some))
         return self.open[ids]
 
-# %% ../../nbs/decode/02d_constrain.ipynb #64fa1f64
-class Guide(_Masks):
-    "A constraint at work: a processor, and a rule that ends the reply."
-    textual = hard = True # it looks at the text alone; and it comes before any other opinion
-
-    def __init__(self,
-        constraint:Constraint,
-        tok, # whose tokens
-        ends:frozenset=frozenset(), # ids that end a reply, allowed where it may end
-        keep:int=64, # states to remember; more for a large batch
-    ):
-        self.constraint, self.tok, self.ends, self.keep = constraint, tok, ends, keep
-        self.masks, self.seconds, self.states, self.open = 0, 0.0, OrderedDict(), {}
-        began = perf_counter()
-        self.engine, self.space = _engine(tok)
-        self.root = self._start()
-        self.made = perf_counter() - began
-        if not self.allowed(()).any(): raise ConstraintError(f"{self!r}: no text of this tokenizer satisfies it.")
-
+# %% ../../nbs/decode/02d_constrain.ipynb #04b7849e
+class _Allows(_Ways):
+    "What a `Guide` says of a reply so far."
     def allowed(self,
         ids:tuple, # the reply so far
     ) -> torch.Tensor: # (V,) bool
@@ -214,6 +201,25 @@ class Guide(_Masks):
         "Whether it must end here."
         mask = self.allowed(tuple(ids))
         return self.accepting(ids) and not any(i not in self.ends for i in mask.nonzero().flatten().tolist()[:len(self.ends) + 1])
+
+# %% ../../nbs/decode/02d_constrain.ipynb #64fa1f64
+class Guide(_Allows):
+    "A constraint at work: a processor, and a rule that ends the reply."
+    textual = hard = True # it looks at the text alone; and it comes before any other opinion
+
+    def __init__(self,
+        constraint:Constraint,
+        tok, # whose tokens
+        ends:frozenset=frozenset(), # ids that end a reply, allowed where it may end
+        keep:int=64, # states to remember; more for a large batch
+    ):
+        self.constraint, self.tok, self.ends, self.keep = constraint, tok, ends, keep
+        self.masks, self.seconds, self.states, self.open = 0, 0.0, OrderedDict(), {}
+        began = perf_counter()
+        self.engine, self.space = _engine(tok)
+        self.root = self._start()
+        self.made = perf_counter() - began
+        if not self.allowed(()).any(): raise ConstraintError(f"{self!r}: no text of this tokenizer satisfies it.")
 
     def __call__(self, logits, history):
         self.keep = max(self.keep, 4 * len(logits))

@@ -19,31 +19,9 @@ from .processors import Chain, History
 from .reply import Row
 from .strategies import Draws, Greedy, Sample, Strategy, _chain, _tuple
 
-# %% ../../nbs/decode/05_contrast.ipynb #bd4582b6
-@dataclass(frozen=True, repr=False)
-class Contrastive(Strategy):
-    "A likely token that does not make the text like what it said before."
-    k: int = 4 # candidates
-    alpha: float = 0.6 # weight of the difference, 0 (greedy) to 1
-    processors: tuple = () # what to do to the logits first
-    def __post_init__(self):
-        _tuple("processors", self.processors); self.chain
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k = {self.k!r}; expected a whole number of at least 1.")
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha = {self.alpha!r}; expected a number from 0 to 1.")
-
-    @cached_property
-    def chain(self) -> Chain:
-        "What is done to the logits, in order."
-        return _chain(*self.processors)
-
-    def decode(self, session):
-        "The whole loop; yields after each step."
-        if session.sliding:
-            raise ValueError("contrastive search works without sliding=True; it compares all states of one text.")
-        for row in session.rows: yield from self._one(session, row)
-
+# %% ../../nbs/decode/05_contrast.ipynb #945da833
+class _Comparing:
+    "One prompt of a contrastive search."
     def _one(self, s, row):
         with torch.inference_mode():
             s.cache = s.model.new_cache(1)
@@ -81,6 +59,31 @@ class Contrastive(Strategy):
         row.add(id := best.indices[at].item(), logp[id].item(), (top.indices.tolist(), top.values.tolist()))
         history.add(best.indices[at:at + 1])
         return states if new is None else torch.cat([states, new[at:at + 1]])
+
+# %% ../../nbs/decode/05_contrast.ipynb #bd4582b6
+@dataclass(frozen=True, repr=False)
+class Contrastive(_Comparing, Strategy):
+    "A likely token that does not make the text like what it said before."
+    k: int = 4 # candidates
+    alpha: float = 0.6 # weight of the difference, 0 (greedy) to 1
+    processors: tuple = () # what to do to the logits first
+    def __post_init__(self):
+        _tuple("processors", self.processors); self.chain
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k = {self.k!r}; expected a whole number of at least 1.")
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha = {self.alpha!r}; expected a number from 0 to 1.")
+
+    @cached_property
+    def chain(self) -> Chain:
+        "What is done to the logits, in order."
+        return _chain(*self.processors)
+
+    def decode(self, session):
+        "The whole loop; yields after each step."
+        if session.sliding:
+            raise ValueError("contrastive search works without sliding=True; it compares all states of one text.")
+        for row in session.rows: yield from self._one(session, row)
 
 # %% ../../nbs/decode/05_contrast.ipynb #86da454c
 class _Twice(Strategy):

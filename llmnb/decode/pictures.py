@@ -80,8 +80,29 @@ def beam_tree(
     text = "\n".join(f"step {t}: {line}" for t, line in enumerate(names))
     return Static(svg_image(svg, text), text, svg)
 
+# %% ../../nbs/decode/09_pictures.ipynb #a5cd08e4
+class _Drawn:
+    "How a `Tree` is drawn: a node beside the middle of what hangs on it."
+    def _place(self, path, p, x, tops, body):
+        "Draw what hangs on a node; gives the height at which the node belongs."
+        kids = [((*path, t), q) for t, q in self.children.get(path, ())]
+        ys = [self._place(k, q, x + 108, tops, body) for k, q in kids]
+        if not ys: tops[0] += 22
+        y = sum(ys) / len(ys) if ys else tops[0]
+        for (k, q), at in zip(kids, ys): body.insert(0, _line(x + 84, y, x + 108, at, q / p > 0.5))
+        label = "…" if not path else name_token(self.tok, path[-1])
+        body.append(_box(x, y, label, _rgba("#4c78a8", 0.05 + 0.6 * p), 84, f"{label}  {100 * p:.1f}%"))
+        return y
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        body, tops = [], [8]
+        self._place((), 1.0, 8, tops, body)
+        depth = max(map(len, self.children)) + 1
+        svg = _svg(16 + (depth + 1) * 108, tops[0] + 18, "".join(body))
+        return Static(svg_image(svg, repr(self)), repr(self))._repr_mimebundle_()
+
 # %% ../../nbs/decode/09_pictures.ipynb #5cdcb9a3
-class Tree:
+class Tree(_Drawn):
     "The likeliest continuations of a prompt, as a tree."
     def __init__(self,
         model, # a decoder
@@ -123,23 +144,6 @@ class Tree:
         path = self.leaves[path][0] if isinstance(path, int) else tuple(path)
         return generate(self.model, self.tok, [*self.prompt_ids, *path], **options)
 
-    def _place(self, path, p, x, tops, body):
-        "Draw what hangs on a node; gives the height at which the node belongs."
-        kids = [((*path, t), q) for t, q in self.children.get(path, ())]
-        ys = [self._place(k, q, x + 108, tops, body) for k, q in kids]
-        if not ys: tops[0] += 22
-        y = sum(ys) / len(ys) if ys else tops[0]
-        for (k, q), at in zip(kids, ys): body.insert(0, _line(x + 84, y, x + 108, at, q / p > 0.5))
-        label = "…" if not path else name_token(self.tok, path[-1])
-        body.append(_box(x, y, label, _rgba("#4c78a8", 0.05 + 0.6 * p), 84, f"{label}  {100 * p:.1f}%"))
-        return y
-
     def __repr__(self):
         name = (lambda path: self.tok.decode(path)) if self.tok else str
         return "\n".join(f"{100 * p:5.1f}%  {visible(name(path))}" for path, p in self.leaves[:12])
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        body, tops = [], [8]
-        self._place((), 1.0, 8, tops, body)
-        depth = max(map(len, self.children)) + 1
-        svg = _svg(16 + (depth + 1) * 108, tops[0] + 18, "".join(body))
-        return Static(svg_image(svg, repr(self)), repr(self))._repr_mimebundle_()

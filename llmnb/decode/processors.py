@@ -107,18 +107,9 @@ class Typical:
         last = (probs.gather(-1, order).cumsum(-1) < self.p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
         return _ban(logits, (surprise - entropy).abs() > away.gather(-1, last))
 
-# %% ../../nbs/decode/00_processors.ipynb #442703f0
-class History:
-    "The ids so far, one row each, lined up at the right; -1 where a row has none."
-    def __init__(self,
-        ids:torch.Tensor, # (B, T) int64: the prompts
-        prompt:int|None=None, # how many columns are prompt; all if None
-        room:int=0, # columns to keep free for what comes
-    ):
-        self.prompt, self.length = ids.shape[1] if prompt is None else prompt, ids.shape[1]
-        self.begin = None                                                # (B,) where each reply begins, if not all at `prompt`
-        self.store = torch.nn.functional.pad(ids, (0, room), value=-1)
-
+# %% ../../nbs/decode/00_processors.ipynb #a00b2224
+class _Columns:
+    "What the columns of a `History` say."
     @property
     def ids(self) -> torch.Tensor: # (B, T)
         "Prompt and new tokens."
@@ -136,6 +127,18 @@ class History:
         "How many tokens each row has generated."
         if self.begin is not None: return self.length - self.begin
         return torch.full((len(self.store),), self.length - self.prompt, device=self.store.device)
+
+# %% ../../nbs/decode/00_processors.ipynb #442703f0
+class History(_Columns):
+    "The ids so far, one row each, lined up at the right; -1 where a row has none."
+    def __init__(self,
+        ids:torch.Tensor, # (B, T) int64: the prompts
+        prompt:int|None=None, # how many columns are prompt; all if None
+        room:int=0, # columns to keep free for what comes
+    ):
+        self.prompt, self.length = ids.shape[1] if prompt is None else prompt, ids.shape[1]
+        self.begin = None                                                # (B,) where each reply begins, if not all at `prompt`
+        self.store = torch.nn.functional.pad(ids, (0, room), value=-1)
 
     def add(self,
         ids:torch.Tensor, # (B,) one more token for each row

@@ -69,8 +69,72 @@ def name_token(
     "A token for people to read."
     return str(id) if tok is None else tok.piece(id)
 
+# %% ../../nbs/decode/02_reply.ipynb #9e4d322e
+class _Ends:
+    "Where a `Row` ends, and what of its end may still be cut away."
+    def _text(self, id):
+        "The text of an id, and whether it is the last."
+        if self.tok is not None and id == self.tok.eos_id: self.finish = "eos"; return ""
+        if id in self.stop_ids: self.finish = "stop"; return ""
+        if len(self.ids) >= self.limit: self.finish = "length"
+        return self.decoder.push(id) if self.decoder else ""
+
+    def _open(self):
+        "How much of the end might still be cut away."
+        kept = [r.holds(self.tail) for r in self.rules if hasattr(r, "holds")]
+        return max([open_end(self.tail, self.stops) if self.stops else 0, *kept])
+
+    def _cut(self):
+        "End here if a stop string or a rule says so; what comes first counts."
+        cut = find_stop(self.tail, self.stops) if self.stops else None
+        found = [] if cut is None else [(cut, "stop")]
+        if self.rules and self.finish in (None, "length"):
+            gone, said = len(self.text) - len(self.tail), [r.look(self) for r in self.rules]
+            found += [(len(self.tail) if keep is None else max(0, keep - gone), why) for why, keep in filter(None, said)]
+        if not found: return
+        keep, self.finish = min(found, key=lambda f: f[0])
+        self.tail = self.tail[:keep]
+
+# %% ../../nbs/decode/02_reply.ipynb #a2579572
+class _Shows(_Ends):
+    "How a `Row` takes ids, and lets go of pieces."
+    def add(self,
+        id:int, # the next token
+        logprob:float, # what the model gave it
+        top:tuple=((), ()), # (ids, logprobs) of the best
+    ):
+        "Go on by one token; sets `finish` where the row ends."
+        self.ids.append(id)
+        text = self._text(id)
+        if self.finish and self.decoder: text += self.decoder.flush()
+        self.held.append((text, id, logprob, top))
+        self.tail += text
+        self._release()
+
+    def _release(self):
+        "Let go of what is safe to show."
+        self._cut()
+        safe = len(self.tail) - (0 if self.finish else self._open())
+        while self.held and (self.finish or len(self.held[0][0]) <= safe):
+            text, *rest = self.held.pop(0)
+            self.pieces.append(Piece(self.tail[:len(text)], *rest, self.tok))
+            self.tail, safe = self.tail[len(text):], safe - len(text)
+
+    def released(self) -> list: # of `Piece`
+        "What can be shown and was not yet asked for."
+        new = self.pieces[self.shown:]
+        self.shown = len(self.pieces)
+        return new
+
+    def stop(self,
+        why:str="cancelled", # finish_reason
+    ):
+        "End the row here; held pieces are let go, for what they waited for never came."
+        self.finish = self.finish or why
+        self._release()
+
 # %% ../../nbs/decode/02_reply.ipynb #55dfe80e
-class Row:
+class Row(_Shows):
     "A prompt and its reply in the making."
     def __init__(self,
         prompt_ids:list, # at least one id
@@ -104,83 +168,9 @@ class Row:
         same = dict(tok=self.tok, limit=self.limit, stops=self.stops, stop_ids=self.stop_ids, number=self.number, rules=self.rules)
         return Row(self.prompt_ids, self.prompt, **{**same, **changes})
 
-    def add(self,
-        id:int, # the next token
-        logprob:float, # what the model gave it
-        top:tuple=((), ()), # (ids, logprobs) of the best
-    ):
-        "Go on by one token; sets `finish` where the row ends."
-        self.ids.append(id)
-        text = self._text(id)
-        if self.finish and self.decoder: text += self.decoder.flush()
-        self.held.append((text, id, logprob, top))
-        self.tail += text
-        self._release()
-
-    def _text(self, id):
-        "The text of an id, and whether it is the last."
-        if self.tok is not None and id == self.tok.eos_id: self.finish = "eos"; return ""
-        if id in self.stop_ids: self.finish = "stop"; return ""
-        if len(self.ids) >= self.limit: self.finish = "length"
-        return self.decoder.push(id) if self.decoder else ""
-
-    def _release(self):
-        "Let go of what is safe to show."
-        self._cut()
-        safe = len(self.tail) - (0 if self.finish else self._open())
-        while self.held and (self.finish or len(self.held[0][0]) <= safe):
-            text, *rest = self.held.pop(0)
-            self.pieces.append(Piece(self.tail[:len(text)], *rest, self.tok))
-            self.tail, safe = self.tail[len(text):], safe - len(text)
-
-    def _open(self):
-        "How much of the end might still be cut away."
-        kept = [r.holds(self.tail) for r in self.rules if hasattr(r, "holds")]
-        return max([open_end(self.tail, self.stops) if self.stops else 0, *kept])
-
-    def _cut(self):
-        "End here if a stop string or a rule says so; what comes first counts."
-        cut = find_stop(self.tail, self.stops) if self.stops else None
-        found = [] if cut is None else [(cut, "stop")]
-        if self.rules and self.finish in (None, "length"):
-            gone, said = len(self.text) - len(self.tail), [r.look(self) for r in self.rules]
-            found += [(len(self.tail) if keep is None else max(0, keep - gone), why) for why, keep in filter(None, said)]
-        if not found: return
-        keep, self.finish = min(found, key=lambda f: f[0])
-        self.tail = self.tail[:keep]
-
-    def released(self) -> list: # of `Piece`
-        "What can be shown and was not yet asked for."
-        new = self.pieces[self.shown:]
-        self.shown = len(self.pieces)
-        return new
-
-    def stop(self,
-        why:str="cancelled", # finish_reason
-    ):
-        "End the row here; held pieces are let go, for what they waited for never came."
-        self.finish = self.finish or why
-        self._release()
-
-# %% ../../nbs/decode/02_reply.ipynb #13b48d48
-@dataclass(repr=False)
-class Generation:
-    "A reply: text, ids, and how sure the model was."
-    text: str|None # what was generated, before the stop string; None without a tokenizer
-    ids: list # the new ids, with the one that ended it
-    prompt: str|None # the prompt as text
-    prompt_ids: list # and as ids, as the model read it
-    finish_reason: str # "eos", "stop", "length", "cancelled", or what a rule says: "time", "sentence", "constraint" ...
-    pieces: list = field(default_factory=list, compare=False) # one `Piece` for each id
-    seconds: float = field(default=0.0, compare=False) # time in the model and in choosing
-    strategy: object = field(default=None, compare=False) # what chose
-    seed: int|None = field(default=None, compare=False) # what it was seeded with
-    best: tuple = () # the n best, where a strategy has several
-    value: float|None = field(default=None, compare=False) # the strategy's own score, where it has one
-    steps: list = field(default_factory=list, compare=False) # what a strategy tells of its steps, for display
-    constraint_ms: float|None = field(default=None, compare=False) # mean time for a constraint's mask, in milliseconds
-    source: object = field(default=None, compare=False) # (weak reference to the model, tokenizer), for `why`
-
+# %% ../../nbs/decode/02_reply.ipynb #7c73b9c2
+class _Sure:
+    "How sure the model was of a `Generation`, and how fast."
     @property
     def logprobs(self) -> list: # floats, one for each id
         "Natural logarithms of the probabilities that the model gave, before any processor."
@@ -200,6 +190,25 @@ class Generation:
     def tokens_per_second(self) -> float:
         "New tokens a second, the reading of the prompt included."
         return len(self.ids) / self.seconds if self.seconds else 0.0
+
+# %% ../../nbs/decode/02_reply.ipynb #13b48d48
+@dataclass(repr=False)
+class Generation(_Sure):
+    "A reply: text, ids, and how sure the model was."
+    text: str|None # what was generated, before the stop string; None without a tokenizer
+    ids: list # the new ids, with the one that ended it
+    prompt: str|None # the prompt as text
+    prompt_ids: list # and as ids, as the model read it
+    finish_reason: str # "eos", "stop", "length", "cancelled", or what a rule says: "time", "sentence", "constraint" ...
+    pieces: list = field(default_factory=list, compare=False) # one `Piece` for each id
+    seconds: float = field(default=0.0, compare=False) # time in the model and in choosing
+    strategy: object = field(default=None, compare=False) # what chose
+    seed: int|None = field(default=None, compare=False) # what it was seeded with
+    best: tuple = () # the n best, where a strategy has several
+    value: float|None = field(default=None, compare=False) # the strategy's own score, where it has one
+    steps: list = field(default_factory=list, compare=False) # what a strategy tells of its steps, for display
+    constraint_ms: float|None = field(default=None, compare=False) # mean time for a constraint's mask, in milliseconds
+    source: object = field(default=None, compare=False) # (weak reference to the model, tokenizer), for `why`
 
     @property
     def sequences(self) -> list: # of `Generation`, each with its `.score`

@@ -142,8 +142,28 @@ def _stamp(model):
     "Which model, and in which state its weights are."
     return id(model), sum(0 if p.is_inference() else p._version for p in model.parameters())
 
+# %% ../../nbs/decode/02a_session.ipynb #ee34da79
+class _Caches:
+    "The cache of a `Session`, and the mask that belongs to it."
+    def _seen(self, width):
+        "The mask, as wide as is asked for: all that comes is real."
+        if self.mask is None: return None
+        if self.mask.shape[1] < width: self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), max(64, width))], 1)
+        return self.mask[:, :width]
+
+    def _new_cache(self, B, T):
+        if not self.cached: return None
+        rest = max((r.limit - len(r.ids) for r in self.live), default=0)
+        return self.model.new_cache(B, int(min(self.ctx, T + rest)) if rest < math.inf else None)
+
+    def open_cache(self,
+        ids:list, # what will be read
+    ) -> tuple: # a cache for one row, and how many ids are in it
+        "What is kept, or an empty cache."
+        return (self.kept.open(self.model, ids) if self.kept is not None else (self.model.new_cache(1), 0))
+
 # %% ../../nbs/decode/02a_session.ipynb #d8f0119d
-class _Reading:
+class _Reading(_Caches):
     "How a `Session` asks the model."
     def _ask(self): return self._next() if self._goes_on() else self._read()
 
@@ -157,12 +177,6 @@ class _Reading:
         self.reads += ids.numel()
         return next_logits(self.reader, ids, self._seen(self.cache.length + 1), self.cache, self.memory)
 
-    def _seen(self, width):
-        "The mask, as wide as is asked for: all that comes is real."
-        if self.mask is None: return None
-        if self.mask.shape[1] < width: self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), max(64, width))], 1)
-        return self.mask[:, :width]
-
     def _read(self):
         "Read the whole windows of the live rows: the first time, when a window moved, and always without a cache."
         if self.memory is None: self.memory = read_source(self.model, self.batch)
@@ -175,22 +189,11 @@ class _Reading:
         self.reads += ids.numel()
         return next_logits(self.reader, ids, mask, self.cache, self.memory)
 
-    def _new_cache(self, B, T):
-        if not self.cached: return None
-        rest = max((r.limit - len(r.ids) for r in self.live), default=0)
-        return self.model.new_cache(B, int(min(self.ctx, T + rest)) if rest < math.inf else None)
-
     def _read_on(self, ids):
         "One row, from where it differs from what is kept."
         self.cache, done = self.open_cache(ids[0].tolist())
         self.reads += ids.shape[1] - done
         return next_logits(self.reader, ids[:, done:], None, self.cache, self.memory)
-
-    def open_cache(self,
-        ids:list, # what will be read
-    ) -> tuple: # a cache for one row, and how many ids are in it
-        "What is kept, or an empty cache."
-        return (self.kept.open(self.model, ids) if self.kept is not None else (self.model.new_cache(1), 0))
 
     def _forks(self):
         real = self.history.ids >= 0
@@ -215,6 +218,23 @@ class _Places:
         if self.cache is not None: self.cache.reorder(keep)
         if self.memory is not None: self.memory = self.memory.reorder(keep)
 
+    @torch.inference_mode()
+    def fork(self,
+        rows:torch.Tensor, # (N,) which row each new one continues
+        ids:torch.Tensor|None=None, # (N,) with which token; None: none yet
+    ):
+        "Go on with other rows, as many as there are; what becomes of the replies is the caller's business."
+        if self.sliding: raise ValueError("sliding=True cannot follow several texts of one prompt; leave it out.")
+        self.forked = True
+        if rows.tolist() != list(range(len(self.history.ids))): self._reorder(rows)
+        if ids is None: return
+        self.history.add(ids)
+        self.step += 1
+        self.seconds += perf_counter() - self.began
+
+# %% ../../nbs/decode/02a_session.ipynb #5b303ffc
+class _Arrivals:
+    "How rows that wait come into a `Session`."
     def _fresh(self):
         "The rows that may come in now: as soon as a quarter of the places is free."
         free = self.size - len(self.batch)
@@ -250,8 +270,39 @@ class _Places:
         self.cache = join_caches(self.cache, cache, cut, int(min(rest, self.ctx, 1024)))
         self.mask = None if self.cache is None or seen.all() else seen
 
+# %% ../../nbs/decode/02a_session.ipynb #00f6753c
+class _Taking:
+    "How the rows of a `Session` get their tokens."
+    @torch.inference_mode()
+    def take(self,
+        ids:torch.Tensor, # (B,) int64; -1 where nothing may be chosen
+    ):
+        "Give each live row its token, and let those that are done leave."
+        norm, best = self.last.logsumexp(-1, keepdim=True), self.last.topk(min(self.top, self.last.shape[-1]))
+        whole = torch.cat([ids[:, None], best.indices], 1).tolist()
+        logprob = self.last.gather(-1, ids.clamp(min=0)[:, None]) - norm
+        real = torch.cat([norm, logprob, best.values - norm], 1).tolist()
+        self.seconds += perf_counter() - self.began
+        for row, (id, *others), (n, p, *ps) in zip(self.batch, whole, real):
+            if row.finish: continue
+            if not math.isfinite(n) or id < 0: raise DecodeError(self._bad(row, n))
+            row.add(id, p, (others, ps))
+            row.seconds = self.seconds
+        self.step += 1
+        self.history.add(ids.clamp(min=0))
+        live = sum(not r.finish for r in self.batch)
+        if (live or self.queue) and live <= 0.75 * len(self.batch): self._drop()
+
+    def _bad(self, row, norm):
+        which = f" of prompt {row.number}" if len(self.rows) > 1 else ""
+        where = f"step {self.step} (new token {len(row.ids)}{which})"
+        if math.isnan(norm) or norm == math.inf:
+            return (f"The model's logits at {where} are not finite ({norm}). Its weights may be damaged, "
+                    "or training has diverged: load an earlier checkpoint, or try float32.")
+        return f"At {where} every token is banned: the processors left none. Make them less strict."
+
 # %% ../../nbs/decode/02a_session.ipynb #cf29bd3b
-class Session(_Reading, _Places):
+class Session(_Reading, _Places, _Arrivals, _Taking):
     "A batch of rows in the making."
     def __init__(self,
         model, # a decoder
@@ -291,48 +342,6 @@ class Session(_Reading, _Places):
         fresh = self._fresh()
         with evaluating(self.model): self.last = (self._admit(fresh) if fresh else self._ask())[:, :self.vocab]
         return self.last
-
-    @torch.inference_mode()
-    def take(self,
-        ids:torch.Tensor, # (B,) int64; -1 where nothing may be chosen
-    ):
-        "Give each live row its token, and let those that are done leave."
-        norm, best = self.last.logsumexp(-1, keepdim=True), self.last.topk(min(self.top, self.last.shape[-1]))
-        whole = torch.cat([ids[:, None], best.indices], 1).tolist()
-        logprob = self.last.gather(-1, ids.clamp(min=0)[:, None]) - norm
-        real = torch.cat([norm, logprob, best.values - norm], 1).tolist()
-        self.seconds += perf_counter() - self.began
-        for row, (id, *others), (n, p, *ps) in zip(self.batch, whole, real):
-            if row.finish: continue
-            if not math.isfinite(n) or id < 0: raise DecodeError(self._bad(row, n))
-            row.add(id, p, (others, ps))
-            row.seconds = self.seconds
-        self.step += 1
-        self.history.add(ids.clamp(min=0))
-        live = sum(not r.finish for r in self.batch)
-        if (live or self.queue) and live <= 0.75 * len(self.batch): self._drop()
-
-    def _bad(self, row, norm):
-        which = f" of prompt {row.number}" if len(self.rows) > 1 else ""
-        where = f"step {self.step} (new token {len(row.ids)}{which})"
-        if math.isnan(norm) or norm == math.inf:
-            return (f"The model's logits at {where} are not finite ({norm}). Its weights may be damaged, "
-                    "or training has diverged: load an earlier checkpoint, or try float32.")
-        return f"At {where} every token is banned: the processors left none. Make them less strict."
-
-    @torch.inference_mode()
-    def fork(self,
-        rows:torch.Tensor, # (N,) which row each new one continues
-        ids:torch.Tensor|None=None, # (N,) with which token; None: none yet
-    ):
-        "Go on with other rows, as many as there are; what becomes of the replies is the caller's business."
-        if self.sliding: raise ValueError("sliding=True cannot follow several texts of one prompt; leave it out.")
-        self.forked = True
-        if rows.tolist() != list(range(len(self.history.ids))): self._reorder(rows)
-        if ids is None: return
-        self.history.add(ids)
-        self.step += 1
-        self.seconds += perf_counter() - self.began
 
     def close(self):
         "Free the cache, or hand it over to be kept."

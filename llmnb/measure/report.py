@@ -22,33 +22,9 @@ def _shown(x):
 
 def _short(text, most=240): return text if len(text) <= most else text[:most - 2] + " …"
 
-# %% ../../nbs/measure/09_report.ipynb #82ea92ba
-@dataclass
-class Report:
-    "What a model got in a task."
-    task: str # its name and size, in words
-    figures: dict # metric: {figure: value, "interval": (low, high)}
-    sources: list # what was asked, for people
-    judged: dict # metric: {"predictions": [...], "references": [...], "options": {...}}
-    each: list # the first metric's value of each example; None where it has none
-    about: dict = field(default_factory=dict) # model, seed, seconds, machine ...
-    notes: list = field(default_factory=list)
-
-    @property
-    def main(self) -> str:
-        "The metric that examples are sorted by: the first."
-        return next(iter(self.figures))
-    @property
-    def value(self) -> float:
-        "The main figure of the first metric."
-        return self.figures[self.main][metric(self.main).main]
-    def __float__(self): return float(self.value)
-    def __getitem__(self, name):
-        "A figure by its name, wherever it is: `report[\"bleu\"]`."
-        for found in self.figures.values():
-            if name in found: return found[name]
-        raise KeyError(f"no figure {name!r}; there is: {', '.join(k for f in self.figures.values() for k in f)}")
-
+# %% ../../nbs/measure/09_report.ipynb #18154267
+class _Looks:
+    "What a `Report` shows."
     def rows(self) -> list: # one dict a figure
         "The figures as rows of a table."
         out = []
@@ -95,6 +71,33 @@ class Report:
         return self.table() + self.plot() + self.worst(3) + self.best(3)
     def _repr_mimebundle_(self, include=None, exclude=None): return self.show()._repr_mimebundle_()
     def __repr__(self): return str(self.table())
+
+# %% ../../nbs/measure/09_report.ipynb #82ea92ba
+@dataclass
+class Report(_Looks):
+    "What a model got in a task."
+    task: str # its name and size, in words
+    figures: dict # metric: {figure: value, "interval": (low, high)}
+    sources: list # what was asked, for people
+    judged: dict # metric: {"predictions": [...], "references": [...], "options": {...}}
+    each: list # the first metric's value of each example; None where it has none
+    about: dict = field(default_factory=dict) # model, seed, seconds, machine ...
+    notes: list = field(default_factory=list)
+
+    @property
+    def main(self) -> str:
+        "The metric that examples are sorted by: the first."
+        return next(iter(self.figures))
+    @property
+    def value(self) -> float:
+        "The main figure of the first metric."
+        return self.figures[self.main][metric(self.main).main]
+    def __float__(self): return float(self.value)
+    def __getitem__(self, name):
+        "A figure by its name, wherever it is: `report[\"bleu\"]`."
+        for found in self.figures.values():
+            if name in found: return found[name]
+        raise KeyError(f"no figure {name!r}; there is: {', '.join(k for f in self.figures.values() for k in f)}")
 
 # %% ../../nbs/measure/09_report.ipynb #38e5b5c1
 def _write(path, text):

@@ -124,16 +124,9 @@ def _checked_options(cls, options):
     raise ValueError(f"{cls.main} has no option {bad!r}. {did_you_mean(bad, known)}"
                      f"It has: {', '.join(known) or 'none'}, and interval and samples when it computes.")
 
-# %% ../../nbs/measure/01_scores.ipynb #f1719de1
-class Metric(evaluate.Metric):
-    "A metric that looks at its input first and can tell its uncertainty. Subclasses say how."
-    main = "score"                                         # the name of the main figure
-    inputs = dict(predictions="text", references="texts")  # column: kind
-    options = {}                                           # name: default
-    better = "higher"                                      # or "lower"
-    additive = True                                        # the figure is a function of the sum of the rows
-    about, cite = "", ""
-
+# %% ../../nbs/measure/01_scores.ipynb #c5646e57
+class _Collecting(evaluate.Metric):
+    "How a `Metric` takes its examples in: whole columns, each looked at first."
     def __init__(self, config_name=None, keep_in_memory=None, num_process=1, process_id=0, experiment_id=None,
                  cache_dir=None, seed=None, **options):
         from llmnb.settings import settings
@@ -163,6 +156,16 @@ class Metric(evaluate.Metric):
     def _finalize(self):
         if self.writer is None: raise ValueError(f"{self.main}: nothing to score yet; give predictions, or add_batch first.")
         super()._finalize()
+
+# %% ../../nbs/measure/01_scores.ipynb #f1719de1
+class Metric(_Collecting):
+    "A metric that looks at its input first and can tell its uncertainty. Subclasses say how."
+    main = "score"                                         # the name of the main figure
+    inputs = dict(predictions="text", references="texts")  # column: kind
+    options = {}                                           # name: default
+    better = "higher"                                      # or "lower"
+    additive = True                                        # the figure is a function of the sum of the rows
+    about, cite = "", ""
 
     def _compute(self, *, predictions, references=None, interval=None, samples=1000, **options):
         opts = {**self.chosen, **_checked_options(type(self), options)}

@@ -93,51 +93,9 @@ class AdaptedCache:
 
     def __repr__(self): return f"AdaptedCache(length={self.length}, {self.nbytes:,} bytes)"
 
-# %% ../../nbs/model/09_adapter.ipynb #9e99845f
-class Adapted(nn.Module):
-    "A transformers model that answers as a `Transformer` does."
-    def __init__(self,
-        theirs, # a transformers model with a head for words
-    ):
-        super().__init__()
-        self.theirs, self.config = theirs, read_theirs(theirs)
-        self.takes = set(inspect.signature(theirs.forward).parameters)
-        if self.config.arch.pair: self.read, self.encoder = self._read, theirs.get_encoder()
-        self.split = self._tried()
-
-    @torch.no_grad()
-    def _tried(self):
-        "Whether the head is one matrix on top of the body."
-        body, head = self.theirs.base_model, self.theirs.get_output_embeddings()
-        if body is self.theirs or head is None or self.config.arch.pair: return False
-        ids = torch.zeros(1, 3, dtype=torch.long, device=self.device)
-        training, _ = self.theirs.training, self.theirs.eval()
-        try: return torch.equal(head(body(input_ids=ids).last_hidden_state), self.theirs(input_ids=ids).logits)
-        except Exception: return False
-        finally: self.theirs.train(training)
-
-    @property
-    def device(self): return self.theirs.get_input_embeddings().weight.device
-    @property
-    def dtype(self): return self.theirs.get_input_embeddings().weight.dtype
-    @property
-    def embed(self): return self.theirs.get_input_embeddings()
-    def num_parameters(self) -> int: return sum(p.numel() for p in self.parameters())
-
-    @property
-    def not_available(self) -> list:
-        "What llmnb's own models can do and this one cannot."
-        out = ["GGUF and ONNX: save_model writes the transformers folder", "with_head, quantize, prune: they rebuild llmnb's own blocks",
-               "document masks: pass one text a row"]
-        if not self.layers: out.append("hooks: no list of blocks was found")
-        if self.new_cache() is None: out.append("a cache: this model keeps another kind of state, so everything is read anew")
-        return out
-
-    def new_cache(self, batch_size=None, max_len=None):
-        "An empty cache, or None where the model has no keys and values."
-        if not self.config.arch.causal or "past_key_values" not in self.takes: return None
-        return AdaptedCache(self.config.arch.pair, None if self.config.arch.pair else self.theirs.config)
-
+# %% ../../nbs/model/09_adapter.ipynb #d3e51545
+class _Reading:
+    "How an `Adapted` model is asked."
     def _given(self, ids, mask, cache, positions):
         "Their arguments."
         past = 0 if cache is None else cache.length
@@ -171,21 +129,17 @@ class Adapted(nn.Module):
         "Let the encoder read the source."
         return Memory(self.encoder(input_ids=src, attention_mask=src_mask).last_hidden_state, src_mask)
 
-    def forward(self, ids, tgt=None, src_mask=None, tgt_mask=None, *, mask=None, cache=None, positions=None) -> torch.Tensor:
-        "Logits: model(ids, mask) for decoders and encoders, model(src, tgt, src_mask, tgt_mask) for encoder-decoders."
-        if self.config.arch.pair: return self.hidden(tgt, tgt_mask, cache, memory=self.read(ids, src_mask))
-        return self.unembed(self.hidden(ids, tgt if mask is None else mask, cache, positions))
-
-    def loss(self, batch, reduction="mean", zloss=0.0) -> torch.Tensor:
-        "Mean of -log p(label), in nats a label."
-        pair = self.config.arch.pair
-        memory = dict(memory=self.read(batch.src, getattr(batch, "src_mask", None))) if pair else {}
-        logits = self.unembed(self.hidden(batch.ids, getattr(batch, "mask", None), **memory))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-        labels = batch.labels.flatten()
-        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100, label_smoothing=getattr(batch, "smoothing", 0.0))
-        if zloss: total = total + zloss * logits[labels != -100].logsumexp(-1).square().sum()
-        return total if reduction == "sum" else total / (labels != -100).sum().clamp(min=1)
+# %% ../../nbs/model/09_adapter.ipynb #96e6245a
+class _Looking:
+    "What can be seen of an `Adapted` model."
+    @property
+    def not_available(self) -> list:
+        "What llmnb's own models can do and this one cannot."
+        out = ["GGUF and ONNX: save_model writes the transformers folder", "with_head, quantize, prune: they rebuild llmnb's own blocks",
+               "document masks: pass one text a row"]
+        if not self.layers: out.append("hooks: no list of blocks was found")
+        if self.new_cache() is None: out.append("a cache: this model keeps another kind of state, so everything is read anew")
+        return out
 
     @property
     def layers(self) -> list:
@@ -209,6 +163,58 @@ class Adapted(nn.Module):
         rows = [dict(part=n, kind=type(m).__name__, parameters=sum(p.numel() for p in m.parameters())) for n, m in self.theirs.named_children()]
         return table(rows, title=f"{type(self.theirs).__name__}, adapted: {self.num_parameters():,} parameters, {self.config.layers} layers")
     def _repr_html_(self): return self.summary().html
+
+# %% ../../nbs/model/09_adapter.ipynb #9e99845f
+class Adapted(_Reading, _Looking, nn.Module):
+    "A transformers model that answers as a `Transformer` does."
+    def __init__(self,
+        theirs, # a transformers model with a head for words
+    ):
+        super().__init__()
+        self.theirs, self.config = theirs, read_theirs(theirs)
+        self.takes = set(inspect.signature(theirs.forward).parameters)
+        if self.config.arch.pair: self.read, self.encoder = self._read, theirs.get_encoder()
+        self.split = self._tried()
+
+    @torch.no_grad()
+    def _tried(self):
+        "Whether the head is one matrix on top of the body."
+        body, head = self.theirs.base_model, self.theirs.get_output_embeddings()
+        if body is self.theirs or head is None or self.config.arch.pair: return False
+        ids = torch.zeros(1, 3, dtype=torch.long, device=self.device)
+        training, _ = self.theirs.training, self.theirs.eval()
+        try: return torch.equal(head(body(input_ids=ids).last_hidden_state), self.theirs(input_ids=ids).logits)
+        except Exception: return False
+        finally: self.theirs.train(training)
+
+    @property
+    def device(self): return self.theirs.get_input_embeddings().weight.device
+    @property
+    def dtype(self): return self.theirs.get_input_embeddings().weight.dtype
+    @property
+    def embed(self): return self.theirs.get_input_embeddings()
+    def num_parameters(self) -> int: return sum(p.numel() for p in self.parameters())
+
+    def new_cache(self, batch_size=None, max_len=None):
+        "An empty cache, or None where the model has no keys and values."
+        if not self.config.arch.causal or "past_key_values" not in self.takes: return None
+        return AdaptedCache(self.config.arch.pair, None if self.config.arch.pair else self.theirs.config)
+
+    def forward(self, ids, tgt=None, src_mask=None, tgt_mask=None, *, mask=None, cache=None, positions=None) -> torch.Tensor:
+        "Logits: model(ids, mask) for decoders and encoders, model(src, tgt, src_mask, tgt_mask) for encoder-decoders."
+        if self.config.arch.pair: return self.hidden(tgt, tgt_mask, cache, memory=self.read(ids, src_mask))
+        return self.unembed(self.hidden(ids, tgt if mask is None else mask, cache, positions))
+
+    def loss(self, batch, reduction="mean", zloss=0.0) -> torch.Tensor:
+        "Mean of -log p(label), in nats a label."
+        pair = self.config.arch.pair
+        memory = dict(memory=self.read(batch.src, getattr(batch, "src_mask", None))) if pair else {}
+        logits = self.unembed(self.hidden(batch.ids, getattr(batch, "mask", None), **memory))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+        labels = batch.labels.flatten()
+        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100, label_smoothing=getattr(batch, "smoothing", 0.0))
+        if zloss: total = total + zloss * logits[labels != -100].logsumexp(-1).square().sum()
+        return total if reduction == "sum" else total / (labels != -100).sum().clamp(min=1)
 
 # %% ../../nbs/model/09_adapter.ipynb #cea03f0f
 def _attention(block):

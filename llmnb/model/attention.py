@@ -50,26 +50,9 @@ class Heads(Part):
         "The module."
         return Attention(c, self, layer, causal, cross)
 
-# %% ../../nbs/model/01_attention.ipynb #336c865b
-class Attention(Tapped):
-    "Multi-head attention: grouped queries, positions by rotation, a cache; to itself or to a memory."
-    points = ("q", "k", "v", "pattern", "heads")
-    def __init__(self, c, part=Heads(), layer=0, causal=True, cross=False):
-        super().__init__()
-        self.heads, self.kv_heads, self.head_size, self.dropout = c.heads, c.kv_heads, c.head_size, c.dropout
-        self.layer, self.causal, self.is_cross = layer, causal and not cross, cross
-        self.scale, self.softcap = part.scale, part.softcap
-        H, G, K = c.heads, c.kv_heads, c.head_size
-        qkv_bias = c.bias if part.qkv_bias is None else part.qkv_bias
-        if cross: self.q, self.kv = nn.Linear(c.width, H * K, bias=qkv_bias), nn.Linear(c.width, 2 * G * K, bias=qkv_bias)
-        else: self.qkv = nn.Linear(c.width, (H + 2 * G) * K, bias=qkv_bias)
-        self.o = nn.Linear(H * K, c.width, bias=c.bias if part.o_bias is None else part.o_bias)
-        self.whole = part.qk_norm == "whole"
-        self.q_norm = self.k_norm = self.sinks = None
-        if part.qk_norm:
-            self.q_norm, self.k_norm = (c.norm.build(n * K if self.whole else K, False) for n in (H, G))
-        if part.sinks: self.sinks = nn.Parameter(torch.zeros(H))
-
+# %% ../../nbs/model/01_attention.ipynb #33e53ad9
+class _Projections:
+    "From hidden states to queries, keys and values, for `Attention`."
     def project(self, x, angles=None):
         "(B, T, D) to queries (B, H, T, K), keys and values (B, G, T, K), turned to their places."
         H, G, K = self.heads, self.kv_heads, self.head_size
@@ -97,6 +80,26 @@ class Attention(Tapped):
         "Keys and values (B, G, S, K) of an encoder's states (B, S, D)."
         k, v = self.kv(memory).chunk(2, -1)
         return self.part(k, self.kv_heads, self.k_norm), self.part(v, self.kv_heads)
+
+# %% ../../nbs/model/01_attention.ipynb #336c865b
+class Attention(_Projections, Tapped):
+    "Multi-head attention: grouped queries, positions by rotation, a cache; to itself or to a memory."
+    points = ("q", "k", "v", "pattern", "heads")
+    def __init__(self, c, part=Heads(), layer=0, causal=True, cross=False):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_size, self.dropout = c.heads, c.kv_heads, c.head_size, c.dropout
+        self.layer, self.causal, self.is_cross = layer, causal and not cross, cross
+        self.scale, self.softcap = part.scale, part.softcap
+        H, G, K = c.heads, c.kv_heads, c.head_size
+        qkv_bias = c.bias if part.qkv_bias is None else part.qkv_bias
+        if cross: self.q, self.kv = nn.Linear(c.width, H * K, bias=qkv_bias), nn.Linear(c.width, 2 * G * K, bias=qkv_bias)
+        else: self.qkv = nn.Linear(c.width, (H + 2 * G) * K, bias=qkv_bias)
+        self.o = nn.Linear(H * K, c.width, bias=c.bias if part.o_bias is None else part.o_bias)
+        self.whole = part.qk_norm == "whole"
+        self.q_norm = self.k_norm = self.sinks = None
+        if part.qk_norm:
+            self.q_norm, self.k_norm = (c.norm.build(n * K if self.whole else K, False) for n in (H, G))
+        if part.sinks: self.sinks = nn.Parameter(torch.zeros(H))
 
     def gather(self, q, k, v, see):
         "(B, H, T, K): what each head gathered. The plain formula if somebody listens to the pattern."

@@ -8,9 +8,9 @@ __all__ = ['KVCache']
 # %% ../../nbs/model/02_cache.ipynb #70982f0c
 import torch
 
-# %% ../../nbs/model/02_cache.ipynb #f97031b2
-class KVCache:
-    "Keys and values of all layers for the tokens read so far. It carries no gradient."
+# %% ../../nbs/model/02_cache.ipynb #6e79e660
+class _Room:
+    "The tensor of a `KVCache`, as long as it has to be."
     def __init__(self,
         layers:int, # how many layers will write to it
         max_len:int|None=None, # room for this many tokens at once; None: grow by doubling
@@ -42,34 +42,6 @@ class KVCache:
         self.store = k.new_empty(self.layers, 2, B, G, room, K)
         if old is not None: self.store[..., :self.length, :] = old[..., :self.length, :]
 
-    def update(self,
-        layer:int, # which layer writes, from 0
-        k:torch.Tensor, # (B, G, T, K) keys of the new tokens
-        v:torch.Tensor, # (B, G, T, K) their values
-    ) -> tuple: # all keys and values so far, each (B, G, length + T, K), as views
-        "Write a layer's new keys and values; after the last layer, `length` moves on."
-        start, end = self.length, self.length + k.shape[2]
-        if layer == 0: self._check(k); self._make_room(k, end)
-        mine = self.store[layer]
-        mine[0, :, :, start:end], mine[1, :, :, start:end] = k.detach(), v.detach()
-        if layer == self.layers - 1: self.length = end
-        return mine[0, :, :, :end], mine[1, :, :, :end]
-
-    def places(self,
-        T:int, # tokens that come now
-        window:int|None=None, # of the layers that ask
-    ) -> torch.Tensor|None: # (S,) int64: the token in each slot that `update` will return, -1: none; None: all, in order
-        "Which tokens the keys belong to."
-        return None
-
-    def cross(self,
-        layer:int, # which layer asks
-        make, # () -> keys and values (B, G, S, K) of what an encoder has read
-    ) -> tuple:
-        "Keys and values for cross attention: made once, then kept."
-        if layer not in self.memory: self.memory[layer] = tuple(t.detach() for t in make())
-        return self.memory[layer]
-
     def _check(self, k):
         if self.store is None: return
         G, K = self.store.shape[3], self.store.shape[5]
@@ -80,6 +52,9 @@ class KVCache:
             raise ValueError(f"the cache holds {self.store.shape[2]} rows, but {k.shape[0]} came; "
                              f"use a new cache, or reorder(...) it to {k.shape[0]} rows.")
 
+# %% ../../nbs/model/02_cache.ipynb #9d05e867
+class _Choices(_Room):
+    "Rows that stay, and tokens that go."
     def reorder(self,
         idx, # (new B,) which row each new row continues; rows may repeat or go
     ) -> "KVCache": # itself
@@ -115,5 +90,36 @@ class KVCache:
     def _check_trim(self, n):
         if not 0 <= n <= self.length:
             raise ValueError(f"trim({n}): the cache holds {self.length} tokens; expected 0 to {self.length}.")
+
+# %% ../../nbs/model/02_cache.ipynb #f97031b2
+class KVCache(_Choices):
+    "Keys and values of all layers for the tokens read so far. It carries no gradient."
+    def update(self,
+        layer:int, # which layer writes, from 0
+        k:torch.Tensor, # (B, G, T, K) keys of the new tokens
+        v:torch.Tensor, # (B, G, T, K) their values
+    ) -> tuple: # all keys and values so far, each (B, G, length + T, K), as views
+        "Write a layer's new keys and values; after the last layer, `length` moves on."
+        start, end = self.length, self.length + k.shape[2]
+        if layer == 0: self._check(k); self._make_room(k, end)
+        mine = self.store[layer]
+        mine[0, :, :, start:end], mine[1, :, :, start:end] = k.detach(), v.detach()
+        if layer == self.layers - 1: self.length = end
+        return mine[0, :, :, :end], mine[1, :, :, :end]
+
+    def places(self,
+        T:int, # tokens that come now
+        window:int|None=None, # of the layers that ask
+    ) -> torch.Tensor|None: # (S,) int64: the token in each slot that `update` will return, -1: none; None: all, in order
+        "Which tokens the keys belong to."
+        return None
+
+    def cross(self,
+        layer:int, # which layer asks
+        make, # () -> keys and values (B, G, S, K) of what an encoder has read
+    ) -> tuple:
+        "Keys and values for cross attention: made once, then kept."
+        if layer not in self.memory: self.memory[layer] = tuple(t.detach() for t in make())
+        return self.memory[layer]
 
     def __repr__(self): return f"{type(self).__name__}(length={self.length}, room={self.room}, {self.nbytes:,} bytes)"

@@ -56,11 +56,50 @@ class _Families(type):
         except UnknownName as e: raise UnknownFamily(f"TransformerConfig.{name}: {e}") from None
     def __dir__(cls): return [*super().__dir__(), *registry("families").names()]
 
+# %% ../../nbs/model/03_config.ipynb #678c2573
+class _Written:
+    "A configuration on paper: JSON and back, the same with some fields changed, one made by one dial."
+    def replace(self,
+        **changes, # fields and their new values
+    ) -> "TransformerConfig":
+        "The same with some fields changed; what follows from others follows again."
+        unknown = set(changes) - {f.name for f in fields(self)}
+        if unknown: raise TypeError(_no_field(unknown))
+        follows = {n: None for n, v in _derived(self).items() if getattr(self, n) == v}
+        return replace(self, **{**follows, **changes})
+
+    def to_dict(self) -> dict:
+        "Plain values only."
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def to_json(self) -> str:
+        "The configuration as JSON; `from_json` reads it back."
+        return json.dumps(self.to_dict())
+
+    @staticmethod
+    def from_depth(
+        n:int, # layers; the width is 64 n
+        **changes, # family ("llama"), vocab_size, ctx, or any other field
+    ) -> "TransformerConfig":
+        "One dial: n layers of width 64 n. `llmnb.model.families` has the reasons."
+        from llmnb.model.families import from_depth
+        return from_depth(n, **changes)
+
+    @classmethod
+    def from_json(cls,
+        text, # what `to_json` wrote, or the dict of it
+    ) -> "TransformerConfig":
+        "The configuration that was written."
+        values = dict(text) if isinstance(text, dict) else json.loads(text)
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown: raise ValueError(_no_field(unknown))
+        return cls(**values)
+
 # %% ../../nbs/model/03_config.ipynb #c1059cc4
 _parts = ("arch", "positions", "norm", "attention", "mlp", "block", "embed", "head")
 
 @dataclass(frozen=True)
-class TransformerConfig(metaclass=_Families):
+class TransformerConfig(_Written, metaclass=_Families):
     "What a Transformer is made of. Raises `ValueError` where two values contradict."
     family: str = "gpt2" # whose checkpoints it is written as; an entry of the registry "families"
     arch: Part = Decoder() # Decoder() | Encoder() | EncoderDecoder(...)
@@ -106,42 +145,6 @@ class TransformerConfig(metaclass=_Families):
         "Blocks of the stack that writes or, in an encoder, of the only one."
         return (self.arch.decoder_layers if self.arch.pair else None) or self.layers
 
-    def replace(self,
-        **changes, # fields and their new values
-    ) -> "TransformerConfig":
-        "The same with some fields changed; what follows from others follows again."
-        unknown = set(changes) - {f.name for f in fields(self)}
-        if unknown: raise TypeError(_no_field(unknown))
-        follows = {n: None for n, v in _derived(self).items() if getattr(self, n) == v}
-        return replace(self, **{**follows, **changes})
-
-    def to_dict(self) -> dict:
-        "Plain values only."
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-
-    def to_json(self) -> str:
-        "The configuration as JSON; `from_json` reads it back."
-        return json.dumps(self.to_dict())
-
-    @staticmethod
-    def from_depth(
-        n:int, # layers; the width is 64 n
-        **changes, # family ("llama"), vocab_size, ctx, or any other field
-    ) -> "TransformerConfig":
-        "One dial: n layers of width 64 n. `llmnb.model.families` has the reasons."
-        from llmnb.model.families import from_depth
-        return from_depth(n, **changes)
-
-    @classmethod
-    def from_json(cls,
-        text, # what `to_json` wrote, or the dict of it
-    ) -> "TransformerConfig":
-        "The configuration that was written."
-        values = dict(text) if isinstance(text, dict) else json.loads(text)
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown: raise ValueError(_no_field(unknown))
-        return cls(**values)
-
 # %% ../../nbs/model/03_config.ipynb #290459b0
 def _made(x, kind):
     "A part, of its name or JSON; attention may be several."
@@ -164,6 +167,7 @@ def _derived(c):
     "What the fields that were not given follow from."
     return dict(kv_heads=c.heads, head_size=c.width // c.heads, mlp_width=c.mlp.default_width(c.width))
 
+# %% ../../nbs/model/03_config.ipynb #960c1d3e
 def _check_numbers(c):
     for name in ("vocab_size", "ctx", "width", "layers", "heads", "kv_heads", "head_size", "mlp_width"):
         v = getattr(c, name)
@@ -177,7 +181,19 @@ def _check_numbers(c):
         raise TypeError(f"dropout = {c.dropout!r}; expected a number from 0 to below 1.")
     if not 0 <= c.dropout < 1: raise ValueError(f"dropout = {c.dropout}; expected a number from 0 to below 1.")
     if c.family not in registry("families"): registry("families").get(c.family)        # raises, and tells the nearest
+def _check_parts(c):
+    "Numbers inside the parts."
+    def whole(name, v, least):
+        if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < least):
+            raise ValueError(f"{name} = {v!r}; expected a whole number, at least {least}.")
+    for p in c.attention if isinstance(c.attention, tuple) else (c.attention,): whole(f"{p}: window", p.window, 1)
+    whole(f"{c.positions}: offset", getattr(c.positions, "offset", None), 0)
+    for name, least in (("decoder_layers", 1), ("start", 0)):
+        whole(f"{c.arch}: {name}", getattr(c.arch, name, None), least)
+    eps = getattr(c.norm, "eps", 1.0)
+    if not isinstance(eps, (int, float)) or not eps > 0: raise ValueError(f"norm = {c.norm}: expected eps above 0.")
 
+# %% ../../nbs/model/03_config.ipynb #6d452fe1
 def _check_pairs(c):
     if c.width % c.heads and c.head_size == c.width // c.heads:
         divisors = [h for h in range(1, c.width + 1) if c.width % h == 0]
@@ -190,18 +206,6 @@ def _check_pairs(c):
     c.positions.check(c)                                                               # RoPE wants an even head size
     _check_parts(c)
     _check_shape(c)
-
-def _check_parts(c):
-    "Numbers inside the parts."
-    def whole(name, v, least):
-        if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < least):
-            raise ValueError(f"{name} = {v!r}; expected a whole number, at least {least}.")
-    for p in c.attention if isinstance(c.attention, tuple) else (c.attention,): whole(f"{p}: window", p.window, 1)
-    whole(f"{c.positions}: offset", getattr(c.positions, "offset", None), 0)
-    for name, least in (("decoder_layers", 1), ("start", 0)):
-        whole(f"{c.arch}: {name}", getattr(c.arch, name, None), least)
-    eps = getattr(c.norm, "eps", 1.0)
-    if not isinstance(eps, (int, float)) or not eps > 0: raise ValueError(f"norm = {c.norm}: expected eps above 0.")
 
 def _check_shape(c):
     "What does not go together with the architecture."

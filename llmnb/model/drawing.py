@@ -84,6 +84,7 @@ def _pile(x, y, boxes):
         y = top - _gap
     return out, y, middles
 
+# %% ../../nbs/model/08_drawing.ipynb #519f9c1f
 def _side_by_side(x, y, c):
     "A block whose branches both read the stream at once."
     out, half = [_line(x, y, y - 150)], _wide / 2 + 16

@@ -144,6 +144,7 @@ class Mixture(Tapped):
         else: h = self.act(h)
         return F.linear(h, self.down[e].to(x.dtype))
 
+# %% ../../nbs/model/00d_feedforward.ipynb #9d83dab8
 @dataclass(frozen=True)
 class Experts(Part):
     "A mixture of experts: n feed-forward layers, of which each token meets the best few."

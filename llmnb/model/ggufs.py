@@ -69,6 +69,7 @@ def _to_metadata(said, words):
             out |= {key: rope[w] for w, key in _rope_words.items() if w in rope}
     return out
 
+# %% ../../nbs/model/06a_gguf.ipynb #4a19b57b
 def packed(
     arch:str, # general.architecture in the file
     words:dict, # config.json's word -> the file's, without the architecture in front
@@ -129,6 +130,7 @@ class _File:
                          tie_word_embeddings="output.weight" not in self.shapes, attention_bias=bias, mlp_bias=bias)
         return d
 
+# %% ../../nbs/model/06a_gguf.ipynb #1c48e5d0
 def _bounded(reader):
     "gguf's reader, which would count to the end of any list that a damaged header speaks of, made to stop where the file does."
     class Bounded(reader):
@@ -203,6 +205,7 @@ def _pre_name(tok):
     raise WeightsError("this tokenizer cuts text into words by a pattern that GGUF has no name for; it has names for "
                        f"{', '.join(_pre)}. Save without tok=, or train the tokenizer with one of these patterns.")
 
+# %% ../../nbs/model/06a_gguf.ipynb #f471a4c6
 def tokenizer_fields(
     tok, # a byte-level BPE `Tokenizer`
     vocab_size:int, # of the model; may be larger
@@ -239,6 +242,23 @@ def _add(writer, key, value):
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
              list: writer.add_array}
     kinds[type(value)](key, value)
+
+# %% ../../nbs/model/06a_gguf.ipynb #8cd4ddb2
+def _fitting(c, layout):
+    "Raise where llama.cpp's files cannot express the configuration."
+    if layout is None:
+        raise WeightsError(f"llama.cpp has no file for family {c.family!r}; it has for {', '.join(PACKED)}.")
+    more = dict(vocab_size=c.vocab_size, tie_word_embeddings=c.tied, attention_bias=c.bias, mlp_bias=c.bias)
+    plain, scaling = c.replace(dropout=0.0), getattr(c.positions, "scaling", None)
+    if isinstance(scaling, Llama3):                      # its factors go into the file as a tensor
+        plain = plain.replace(positions=type(c.positions)(c.positions.theta, c.positions.share))
+    try: again = layout.read(layout.write(plain) | {"more": more})
+    except (AttributeError, KeyError, WeightsError): again = None
+    if again == plain: return True
+    lost = {} if again is None else again.to_dict()
+    said = [f"{k} = {getattr(plain, k)!r}" for k, v in plain.to_dict().items() if lost and lost[k] != v]
+    raise WeightsError(f"llama.cpp's {layout.architecture} cannot express this configuration"
+                       f"{': ' + ', '.join(said) if said else ''}. save_model(model, folder) can.")
 
 # %% ../../nbs/model/06a_gguf.ipynb #e553a690
 def save_gguf(
@@ -278,19 +298,3 @@ def save_gguf(
     finally:
         if temporary.exists(): temporary.unlink()
     return file
-
-def _fitting(c, layout):
-    "Raise where llama.cpp's files cannot express the configuration."
-    if layout is None:
-        raise WeightsError(f"llama.cpp has no file for family {c.family!r}; it has for {', '.join(PACKED)}.")
-    more = dict(vocab_size=c.vocab_size, tie_word_embeddings=c.tied, attention_bias=c.bias, mlp_bias=c.bias)
-    plain, scaling = c.replace(dropout=0.0), getattr(c.positions, "scaling", None)
-    if isinstance(scaling, Llama3):                      # its factors go into the file as a tensor
-        plain = plain.replace(positions=type(c.positions)(c.positions.theta, c.positions.share))
-    try: again = layout.read(layout.write(plain) | {"more": more})
-    except (AttributeError, KeyError, WeightsError): again = None
-    if again == plain: return True
-    lost = {} if again is None else again.to_dict()
-    said = [f"{k} = {getattr(plain, k)!r}" for k, v in plain.to_dict().items() if lost and lost[k] != v]
-    raise WeightsError(f"llama.cpp's {layout.architecture} cannot express this configuration"
-                       f"{': ' + ', '.join(said) if said else ''}. save_model(model, folder) can.")

@@ -207,7 +207,7 @@ class TokenHead(nn.Module):
             scores, labels = scores.transpose(1, 2).flatten(0, 1), labels.flatten()
         return F.cross_entropy(scores, labels, reduction="sum", ignore_index=-100, label_smoothing=smoothing)
 
-# %% ../../nbs/model/02c_heads.ipynb #a673be2a
+# %% ../../nbs/model/02c_heads.ipynb #fdeccaa6
 def _check_labels(labels):
     if isinstance(labels, bool) or not isinstance(labels, int) or labels < 1:
         raise ValueError(f"labels = {labels!r}; expected the number of classes, at least 1.")
@@ -240,6 +240,7 @@ class TokenClassHead(Part):
     def __post_init__(self): _check_labels(self.labels)
     def build(self, c): return TokenHead(c, self)
 
+# %% ../../nbs/model/02c_heads.ipynb #a673be2a
 @dataclass(frozen=True)
 class SpanHead(Part):
     "Where an answer begins and ends: two scores for each token."

@@ -42,33 +42,42 @@ def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:tor
     dx, dw, db = _room(x, weight, wide, wanted)
     for sum_ in (dw, db): sum_.zero_()
     total, rows = torch.zeros((), dtype=wide, device=x.device), max(1, min(rows, len(x)))
-    place, room = (torch.empty(rows, len(weight), dtype=t, device=x.device) for t in (dtype, wide))   # for all slices
+    slim = dtype != wide                                                    # slopes are made wide, a few rows at a time, and kept slim
+    few = min(rows, _slice(x, weight)) if slim else rows
+    kept, room = (torch.empty(n, len(weight), dtype=t, device=x.device) for n, t in ((rows, dtype), (few, wide)))
     for i in range(0, len(x), rows):
-        part, real = x[i:i+rows].to(dtype), (labels[i:i+rows] != -100)[:, None]
-        target = labels[i:i+rows, None].clamp(min=0)
-        logits = torch.mm(part, w.T, out=place[:len(part)])
-        if bias is not None: logits = logits.to(wide) + bias
-        if softcap is not None: logits = cap_logits(logits.to(wide), softcap)
-        if zloss: norm = logits.to(wide).logsumexp(-1, keepdim=True)
-        slope = None if softcap is None else 1 - (logits / softcap).square()
-        d = torch.log_softmax(logits, -1, dtype=wide, out=room[:len(part)])
-        loss = d.gather(1, target) * (smoothing - 1)
-        if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
-        if zloss: loss = loss + zloss * norm.square()
-        total += (loss * real).sum()
-        if not any(wanted): continue
-        d = d.exp_()
-        if zloss: d *= 1 + 2 * zloss * norm
-        if smoothing: d -= smoothing / len(weight)
-        d.scatter_add_(1, target, torch.full_like(loss, smoothing - 1))
-        if slope is not None: d *= slope
-        if wanted[2]: db += (d * real).sum(0)
-        d = d.to(dtype)
-        if wanted[0]: dx[i:i+rows] = (d @ w) * real                         # rows that nobody asks about: zeroed where they are short
+        part, asked = x[i:i+rows].to(dtype), labels[i:i+rows, None]
+        real, logits = asked != -100, torch.mm(part, w.T, out=kept[:len(part)])
+        for at in (slice(j, j + few) for j in range(0, len(part), few)):
+            loss, d = _slopes(logits[at], asked[at].clamp(min=0), room, bias, softcap, smoothing, zloss)
+            total += (loss * real[at]).sum()
+            if wanted[2]: db += (d * real[at]).sum(0)
+            if slim: logits[at] = d
+        slopes = logits if slim else d
+        if wanted[0]: dx[i:i+rows] = (slopes @ w) * real                    # rows that nobody asks about: zeroed where they are short
         if not wanted[1]: continue
-        if dtype == wide: dw.addmm_(d.T, part * real)
-        else: dw += d.T @ (part * real)
+        if slim: dw += slopes.T @ (part * real)
+        else: dw.addmm_(slopes.T, part * real)
     return total, dx, dw, db
+
+def _slopes(logits, target, room, bias, softcap, smoothing, zloss):
+    "The loss of each row (n, 1), and its slope by each logit (n, V), which is written into `room`."
+    wide = room.dtype
+    if bias is not None: logits = logits.to(wide) + bias
+    if softcap is not None: logits = cap_logits(logits.to(wide), softcap)
+    if zloss: norm = logits.to(wide).logsumexp(-1, keepdim=True)
+    slope = None if softcap is None else 1 - (logits / softcap).square()
+    d = torch.log_softmax(logits, -1, dtype=wide, out=room[:len(logits)])
+    loss = d.gather(1, target) * (smoothing - 1)
+    if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
+    if zloss: loss = loss + zloss * norm.square()
+    d = d.exp_()
+    if zloss: d *= 1 + 2 * zloss * norm
+    if smoothing: d -= smoothing / len(room[0])
+    d.scatter_add_(1, target, torch.full_like(loss, smoothing - 1))
+    return loss, d if slope is None else d.mul_(slope)
+
+def _slice(x, weight): return max(1, 2 ** (21 if x.device.type == "cpu" else 27) // len(weight))
 
 def _room(x, weight, wide, wanted):
     "Places for the gradients; empty ones for those that nobody wants."
@@ -119,9 +128,10 @@ def loss_by_rows(
     zloss:float=0.0, # weight of log²Z
 ) -> torch.Tensor: # the sum, float32 or wider
     "Sum of -log p(label), never holding all logits."
-    rows = max(256, x.shape[1], 2 ** (21 if x.device.type == "cpu" else 27) // len(weight))
-    if torch.is_grad_enabled():
-        wanted = [t is not None and t.requires_grad for t in (x, weight, bias)]
-        return _by_rows(x, weight, labels, bias, compute_dtype(x), rows, softcap, smoothing, zloss, wanted)[0]
+    rows, dtype = max(256, x.shape[1], _slice(x, weight)), compute_dtype(x)
+    wanted = [t is not None and t.requires_grad for t in (x, weight, bias)]
+    if torch.is_grad_enabled() and any(wanted):
+        if dtype.itemsize < 4 and x.device.type == "cpu": rows = max(rows, 8 * _slice(x, weight))
+        return _by_rows(x, weight, labels, bias, dtype, rows, softcap, smoothing, zloss, wanted)[0]
     pieces = zip(x.split(rows), labels.split(rows))
     return sum(loss_plain(a, weight, b, bias, softcap, smoothing, zloss) for a, b in pieces)

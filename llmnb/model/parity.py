@@ -119,7 +119,7 @@ def _wide_softmax(kind):
     try: yield
     finally: F.softmax, torch.Tensor.float = plain, narrow
 
-# %% ../../nbs/model/10_parity.ipynb #29e7d926
+# %% ../../nbs/model/10_parity.ipynb #e94f5352
 @dataclass(frozen=True)
 class Parity:
     "The largest differences between a transformers model and ours."
@@ -133,6 +133,7 @@ class Parity:
         said = ", ".join(f"{k} {v:.0e}" for k, v in self.rows.items() if v is not None)
         return f"Parity({self.name}: {said}; {'all' if self.ok else 'NOT all'} within {self.bound:.0e})"
 
+# %% ../../nbs/model/10_parity.ipynb #11f43df6
 @torch.no_grad()
 def _outside(ours, theirs, ids, tgt, side):
     "Differences of the output, alone and with padding."
@@ -152,6 +153,7 @@ def _alone(ours, theirs, ids, tgt):
 
 def _takes(model): return inspect.signature(model.forward).parameters
 
+# %% ../../nbs/model/10_parity.ipynb #29e7d926
 def parity(
     theirs, # a transformers model, in memory; made with attn_implementation="eager" to compare patterns
     T:int=24, # tokens to ask with

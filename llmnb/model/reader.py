@@ -39,14 +39,23 @@ def quick_product(w, b=None):
 def _has_onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 def _heard(m): return bool(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "parametrizations"))
 
-# %% ../../nbs/model/11_reader.ipynb #f9d234dd
+# %% ../../nbs/model/11_reader.ipynb #7024e4ca
 def quick_norm(m):
     "A norm as one function."
     early = type(m) is RMS and m.cast == "early" and not m.plus_one
-    if early: return lambda x: F.rms_norm(x, x.shape[-1:], m.weight, m.eps)
+    if early: return _quick_rms(m)
     if type(m) is nn.LayerNorm: return lambda x: F.layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps)
     return m
 
+def _quick_rms(m):
+    w, eps, D = m.weight, m.eps, len(m.weight)
+    plain = lambda x: F.rms_norm(x, (D,), w, eps)
+    if w.device.type != "cpu" or w.dtype != torch.float32: return plain
+    norm, least, share = torch.linalg.vector_norm, torch.tensor(eps).sqrt(), D ** -0.5
+    def few(x): return x.div(torch.hypot(norm(x, dim=-1, keepdim=True).mul_(share), least)).mul_(w)
+    return lambda x: few(x) if x.numel() < 2**14 else plain(x)
+
+# %% ../../nbs/model/11_reader.ipynb #f9d234dd
 def turn_inside(
     x:torch.Tensor, # (..., K), changed
     cos:torch.Tensor, # cosines of a whole head, twice the half

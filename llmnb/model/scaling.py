@@ -78,6 +78,7 @@ class YaRN(Part):
         every = theta ** (torch.arange(0, K, 2, dtype=torch.float32, device=freqs.device) / K)
         return 1.0 / (self.factor * every) * ramp + 1.0 / every * (1 - ramp)
 
+# %% ../../nbs/model/00a_scaling.ipynb #ac52d818
 @dataclass(frozen=True)
 class Llama3(Part):
     "As YaRN, with the ramp over wave lengths and no gain."

@@ -29,7 +29,7 @@ vaswani = Family("vaswani",
            "base": dict(vocab_size=37000, ctx=512, layers=6, width=512, heads=8, mlp_width=2048),
            "big": dict(vocab_size=37000, ctx=512, layers=6, width=1024, heads=16, mlp_width=4096, dropout=0.3)})
 
-# %% ../../nbs/model/05d_seq2seq.ipynb #5ce574ea
+# %% ../../nbs/model/05d_seq2seq.ipynb #9ca14a50
 def _read_t5(d):
     proj = d.get("feed_forward_proj") or "relu"
     gated, act = proj.startswith("gated-"), proj.removeprefix("gated-")
@@ -58,6 +58,7 @@ def _write_t5(c):
         relative_attention_num_buckets=c.positions.buckets, relative_attention_max_distance=c.positions.distance,
         decoder_start_token_id=c.arch.start, tie_word_embeddings=c.tied, scale_decoder_outputs=c.head.scale, dropout_rate=c.dropout, is_encoder_decoder=True)
 
+# %% ../../nbs/model/05d_seq2seq.ipynb #5ce574ea
 def _t5_stack(ours, side, gated):
     "One stack's names. The feed-forward layer comes third where there is cross attention."
     x, last = side + ".block.{}.layer.", "2" if side == "decoder" else "1"
@@ -87,7 +88,7 @@ t5 = Family("t5",
             "layers.{}.cross.o": _y + "EncDecAttention.o"},
         ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)))
 
-# %% ../../nbs/model/05d_seq2seq.ipynb #1133a65d
+# %% ../../nbs/model/05d_seq2seq.ipynb #6c906b41
 def _read_bart(family, d, **own):
     for a, b in (("encoder_attention_heads", "decoder_attention_heads"), ("encoder_ffn_dim", "decoder_ffn_dim")):
         if d[a] != d[b]: raise WeightsError(f"config.json: {a} = {d[a]} and {b} = {d[b]}; expected the same in both stacks.")
@@ -105,6 +106,7 @@ def _write_bart(c):
         decoder_start_token_id=c.arch.start, scale_embedding=c.embed.scale, tie_word_embeddings=c.tied, dropout=c.dropout,
         attention_dropout=c.dropout, activation_dropout=0.0, is_encoder_decoder=True, forced_eos_token_id=None)
 
+# %% ../../nbs/model/05d_seq2seq.ipynb #1133a65d
 def _bart_stack(ours, side):
     x = f"model.{side}.layers.{{}}."
     return {ours + "positions.table": f"model.{side}.embed_positions", ours + "entry.norm": f"model.{side}.layernorm_embedding",

@@ -126,7 +126,7 @@ class Int4(Packed):
     @property
     def nbytes(self): return self.tensors["packed"].nbytes + self.tensors["grid"].nbytes
     def direct(self):
-        product, b = torch.ops.aten._weight_int4pack_mm_for_cpu.default, self.bias
+        product, b = torch._weight_int4pack_mm_for_cpu, self.bias
         packed, grid = self.tensors["packed"], self.tensors["grid"]
         if b is None: return lambda x: product(x.bfloat16(), packed, 32, grid).to(x.dtype)
         return lambda x: product(x.bfloat16(), packed, 32, grid).to(x.dtype) + b

@@ -98,14 +98,26 @@ def _packed_batch(columns, tok, multiple):
     return Batch(_tensor(np.where(real, ids, _fill(tok))), _tensor(labels), None if real.all() else _tensor(real),
         _tensor(places), _tensor(docs))
 
+# %% ../../nbs/text/03c_targets.ipynb #3d0f96f2
+class _Learns:
+    "Rows of which a part is learned: padded, or several in one."
+    columns = property(lambda self: ("ids", "learn", "parts") if self.pack else ("ids", "learn"))
+
+    def batch(self,
+        columns:dict, # "ids" and "learn", and "parts" if packed
+        tok, # the same tokenizer
+    ) -> Batch:
+        "Padded rows."
+        return (_packed_batch if self.pack else _learn_batch)(columns, tok, self.multiple)
+
 # %% ../../nbs/text/03c_targets.ipynb #5cc5dd37
 @dataclass(frozen=True)
-class Chat:
+class Chat(_Learns):
     "Learn the assistant's part of a conversation. For a decoder."
     ctx: int = 1024 # tokens a row; a longer conversation is cut at its end
     multiple: int = 8 # lengths are padded to a multiple of it
     pack: bool = False # several conversations a row, kept apart
-    name, reads, columns = "chat", Dialogue, property(lambda self: _columns(self))
+    name, reads = "chat", Dialogue
 
     def __post_init__(self): _whole("ctx", self.ctx); _whole("multiple", self.multiple)
 
@@ -121,16 +133,7 @@ class Chat:
         "Ids, and which of them are learned."
         return [_learned(*_written(tok, list(r.messages)), self) for r in records]
 
-    def batch(self,
-        columns:dict, # "ids" and "learn", and "parts" if packed
-        tok, # the same tokenizer
-    ) -> Batch:
-        "Padded rows."
-        return (_packed_batch if self.pack else _learn_batch)(columns, tok, self.multiple)
-
 # %% ../../nbs/text/03c_targets.ipynb #8a2eb956
-def _columns(objective): return ("ids", "learn", "parts") if objective.pack else ("ids", "learn")
-
 def _written(tok, messages):
     "Ids of a conversation, and which are the assistant's: of a `Tokenizer`, or anything with chat(messages)."
     if hasattr(tok, "encode_chat"): return tok.encode_chat(messages, mask=True)
@@ -146,12 +149,12 @@ def _learned(ids, mask, objective):
 
 # %% ../../nbs/text/03c_targets.ipynb #76321155
 @dataclass(frozen=True)
-class Complete:
+class Complete(_Learns):
     "Learn how a prompt goes on. For a decoder."
     ctx: int = 512 # tokens a row; a longer one is cut at its end
     multiple: int = 8 # lengths are padded to a multiple of it
     pack: bool = False # several a row, kept apart
-    name, reads, columns = "complete", Completion, property(lambda self: _columns(self))
+    name, reads = "complete", Completion
 
     def __post_init__(self): _whole("ctx", self.ctx); _whole("multiple", self.multiple)
     def check(self, tok): _need(tok, "Complete")
@@ -165,13 +168,6 @@ class Complete:
         prompts = [p or [tok.bos_id if tok.bos_id is not None else tok.eos_id] for p in prompts]
         return [_learned([*p, *e, tok.eos_id], [0] * len(p) + [1] * (len(e) + 1), self) for p,
             e in zip(prompts, ends)]
-
-    def batch(self,
-        columns:dict, # "ids" and "learn", and "parts" if packed
-        tok, # the same tokenizer
-    ) -> Batch:
-        "Padded rows."
-        return (_packed_batch if self.pack else _learn_batch)(columns, tok, self.multiple)
 
 # %% ../../nbs/text/03c_targets.ipynb #c7182b35
 def _frame(tok, *parts):

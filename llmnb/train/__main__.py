@@ -148,28 +148,7 @@ def _flat(said, at=""):
     for k, v in said.items(): out.update(_flat(v, f"{at}{k}.") if isinstance(v, dict) else {f"{at}{k}": repr(v)})
     return out
 
-# %% ../../nbs/train/07c_main.ipynb #7f3ca1e3
-PLAIN = (LLMNBError, OSError, ValueError, TypeError)        # errors whose sentence is enough, where there is one process
-
-def main(
-    words=None, # of the command line
-) -> int: # exit status
-    "What `python -m llmnb.train` does."
-    if words is None and sys.argv[1:] == ["--call"]: return _call()
-    args = _parser().parse_args(words)
-    first = os.environ.get("RANK", "0") == "0"
-    try: return _train(args, _first_bytes() is not None)
-    except KeyboardInterrupt: return 130
-    except Exception as e:
-        from llmnb.train.launch import LOST
-        from llmnb.train.ranks import launched, lost
-        gone = lost(e) or lost(e.__cause__)
-        if gone: print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        elif isinstance(e, RunFileError) and launched() and not first: pass
-        elif launched() and not isinstance(e, RunFileError) or not isinstance(e, PLAIN): traceback.print_exc()
-        elif first: print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return LOST if gone else 1
-
+# %% ../../nbs/train/07c_main.ipynb #a57b3c89
 def _parser():
     p = argparse.ArgumentParser("python -m llmnb.train", description="Train a run of a file, or go on with one.",
         epilog="On several devices: accelerate launch --num_processes 8 -m llmnb.train RUN. The same command again goes on "
@@ -205,6 +184,28 @@ def _term_asks():
     try: yield
     finally:
         if main: signal.signal(signal.SIGTERM, before)
+
+# %% ../../nbs/train/07c_main.ipynb #7f3ca1e3
+PLAIN = (LLMNBError, OSError, ValueError, TypeError)        # errors whose sentence is enough, where there is one process
+
+def main(
+    words=None, # of the command line
+) -> int: # exit status
+    "What `python -m llmnb.train` does."
+    if words is None and sys.argv[1:] == ["--call"]: return _call()
+    args = _parser().parse_args(words)
+    first = os.environ.get("RANK", "0") == "0"
+    try: return _train(args, _first_bytes() is not None)
+    except KeyboardInterrupt: return 130
+    except Exception as e:
+        from llmnb.train.launch import LOST
+        from llmnb.train.ranks import launched, lost
+        gone = lost(e) or lost(e.__cause__)
+        if gone: print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        elif isinstance(e, RunFileError) and launched() and not first: pass
+        elif launched() and not isinstance(e, RunFileError) or not isinstance(e, PLAIN): traceback.print_exc()
+        elif first: print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        return LOST if gone else 1
 
 # %% ../../nbs/train/07c_main.ipynb #427d6666
 def _first_bytes():

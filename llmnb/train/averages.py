@@ -15,9 +15,23 @@ from torch import nn
 
 from .run import CheckpointError
 
+# %% ../../nbs/train/02a_averages.ipynb #8bef8225
+class _Averages:
+    "The tensors of an `EMA`, one for each weight."
+    def _begin(self, model):
+        self.n, self.weights = 0, {n: p.detach().clone() for n, p in model.named_parameters()}
+    def _means(self, model):
+        "The averages, where the weights are."
+        for n, p in model.named_parameters():
+            if self.weights[n].device != p.device: self.weights[n] = self.weights[n].to(p.device)
+        return [self.weights[n] for n, _ in model.named_parameters()]
+    def _swap(self, model):
+        if not self.weights: return
+        for p, mean in zip(model.parameters(), self._means(model)): p.data, mean.data = mean.data, p.data
+
 # %% ../../nbs/train/02a_averages.ipynb #8ee3a94a
 @dataclass
-class EMA:
+class EMA(_Averages):
     "A running average of the weights, which validations, samples and probes look at."
     decay:float = 0.999 # how much of the average stays, at each update
     warm:bool = True # a shorter memory in the first steps
@@ -57,17 +71,6 @@ class EMA:
 
     def state_dict(self): return dict(n=self.n, **self.weights)
     def load_state(self, state): self.n, self.weights = state.get("n", 0), {k: v for k, v in state.items() if k != "n"}
-
-    def _begin(self, model):
-        self.n, self.weights = 0, {n: p.detach().clone() for n, p in model.named_parameters()}
-    def _means(self, model):
-        "The averages, where the weights are."
-        for n, p in model.named_parameters():
-            if self.weights[n].device != p.device: self.weights[n] = self.weights[n].to(p.device)
-        return [self.weights[n] for n, _ in model.named_parameters()]
-    def _swap(self, model):
-        if not self.weights: return
-        for p, mean in zip(model.parameters(), self._means(model)): p.data, mean.data = mean.data, p.data
 
 # %% ../../nbs/train/02a_averages.ipynb #79e32bbc
 def load_averaged(

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from ..device import pick_device, pick_ui
 from ..settings import did_you_mean, settings
 from .callbacks import load_callbacks
+from .identity import recipes
 from .ranks import RankError, check_divided, rows_each
 from .run import RunError, check_writable, locked, newest, read_log, shown, step_of
 from .state import TrainingError, load_weights
-from .trainer import _recipes
 
 # %% ../../nbs/train/07b_launch.ipynb #c76c5808
 LOST = 75                                           # exit status of a process that only lost another one
@@ -52,10 +52,9 @@ def environment(
             "TORCHELASTIC_USE_AGENT_STORE": "True", "LLMNB_LAUNCHER": "1", "LLMNB_FSDP": str(fsdp).lower(),
             "LLMNB_RANK_TIMEOUT": str(timeout)}
 
-# %% ../../nbs/train/07b_launch.ipynb #75990d9d
-class Team:
-    "Processes of a run, from their start to the end of the last."
-    grace = 30.0                                    # seconds that the others get after the first failure
+# %% ../../nbs/train/07b_launch.ipynb #cfafb82a
+class _Members:
+    "The processes of a `Team`: started together, ended together."
     def __init__(self,
         words:list, # of the command
         size:int, # how many
@@ -80,6 +79,24 @@ class Team:
     def _read(self, rank, stream, wrong):
         for line in iter(stream.readline, b""): self.lines.put((rank, wrong, line.decode("utf-8", "replace")))
 
+    def alive(self) -> list:
+        "Those that have not ended."
+        return [p for p in self.members if p.poll() is None]
+
+    def ask(self, number:int) -> None:
+        "Send a signal to all that are there."
+        for p in self.alive(): p.send_signal(number)
+
+    def end(self) -> None:
+        "End all that are still there, and wait for it."
+        for p in self.alive(): self.ours.add(p.pid); p.kill()
+        for p in self.members: p.wait(); p.stdin.close()
+
+# %% ../../nbs/train/07b_launch.ipynb #75990d9d
+class Team(_Members):
+    "Processes of a run, from their start to the end of the last."
+    grace = 30.0                                    # seconds that the others get after the first failure
+
     def watch(self) -> "Team":
         "Show the main one's lines until all have ended."
         asked, deadline = 0, None
@@ -103,19 +120,6 @@ class Team:
         except queue.Empty: return
         if wrong: self.tails[rank] = [*self.tails[rank], line][-60:]
         elif rank == 0: print(line, end="", flush=True)
-
-    def alive(self) -> list:
-        "Those that have not ended."
-        return [p for p in self.members if p.poll() is None]
-
-    def ask(self, number:int) -> None:
-        "Send a signal to all that are there."
-        for p in self.alive(): p.send_signal(number)
-
-    def end(self) -> None:
-        "End all that are still there, and wait for it."
-        for p in self.alive(): self.ours.add(p.pid); p.kill()
-        for p in self.members: p.wait(); p.stdin.close()
 
     def culprit(self) -> int|None: # a rank
         "The one that failed first, not those that lost it."
@@ -176,7 +180,7 @@ def _launch_trainer(t, size, fsdp, env):
     check_launch(t, size, fsdp)
     lay_out(t)
     said = t.folder.config
-    list(_recipes(t.run, said))
+    list(recipes(t.run, said))
     if left := said.get("callbacks_not_stored"):
         warnings.warn(f"the processes train without {', '.join(left)}: a folder cannot name them. Launch a function that makes "
                       "the Trainer with them.", stacklevel=3)

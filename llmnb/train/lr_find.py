@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..device import free_memory, pick_device
+from ..device import fp32_precision, free_memory, pick_device
 from ..display import Static, line_chart, table
 from .run import RunError
-from .state import fp32_precision, own_numbers, seed_step
+from .state import own_numbers, seed_step
 from .step import Engine
 
 # %% ../../nbs/train/06a_lr_find.ipynb #926e207c

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .optim import StateError, decay_groups
+from .optim import StateError, decay_groups, looked_up
 
 # %% ../../nbs/train/00b_optimizers.ipynb #99345d20
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class Together(torch.optim.Optimizer):
 
 def _inside(model):
     "Ids of the matrices inside the layers: neither looked up, nor the head, nor a vector."
-    looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    looked = looked_up(model)
     head = lambda name: {"head", "lm_head"} & set(name.split("."))
-    return {id(p) for n, p in model.named_parameters() if p.ndim == 2 and id(p) not in looked_up and not head(n)}
+    return {id(p) for n, p in model.named_parameters() if p.ndim == 2 and id(p) not in looked and not head(n)}
 
 # %% ../../nbs/train/00b_optimizers.ipynb #a6cfaa5b
 @dataclass(frozen=True)
