@@ -3842,6 +3842,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'llmnb.train.step': { 'llmnb.train.step.Engine': ('train/step.html#engine', 'llmnb/train/step.py'),
                                   'llmnb.train.step.Engine.__init__': ('train/step.html#engine.__init__', 'llmnb/train/step.py'),
                                   'llmnb.train.step.Engine._clip': ('train/step.html#engine._clip', 'llmnb/train/step.py'),
+                                  'llmnb.train.step.Engine._short': ('train/step.html#engine._short', 'llmnb/train/step.py'),
                                   'llmnb.train.step.Engine.close': ('train/step.html#engine.close', 'llmnb/train/step.py'),
                                   'llmnb.train.step.Engine.update': ('train/step.html#engine.update', 'llmnb/train/step.py'),
                                   'llmnb.train.step.LossNet': ('train/step.html#lossnet', 'llmnb/train/step.py'),

@@ -138,8 +138,13 @@ class Engine:
         if self.accelerator.scaler is not None: self.accelerator.scaler.unscale_(self.plain_optimizer)
         if self.saw_gradient is not None: self.saw_gradient()
         params = [p for p in self.model.parameters() if p.grad is not None]
-        if self.clip is None: return gathered(nn.utils.get_total_norm([p.grad for p in params]))
-        return gathered(nn.utils.clip_grad_norm_(params, self.clip))
+        norm = nn.utils.get_total_norm([p.grad for p in params])
+        if self.clip is not None and not self._short(norm): nn.utils.clip_grads_with_norm_(params, self.clip, norm)
+        return gathered(norm)
+
+    def _short(self, norm):
+        "Whether to multiply by one can be left out; where only another device knows, it is not asked."
+        return type(norm) is torch.Tensor and norm.device.type == "cpu" and bool(norm + 1e-6 <= self.clip)
 
     def close(self) -> None:
         "Let go of gradients and of accelerate's hold on the model."
