@@ -1,5 +1,5 @@
 "What all tests share: small and offline by default, nothing written outside temporary folders."
-import os, sys
+import gc, os, sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +49,9 @@ def model_of(config, seed=1):
 def pytest_xdist_make_scheduler(config, log):
     from schedule import Schedule
     return Schedule(config, log)
+
+
+def pytest_collection_finish(session):
+    "What is imported by now stays: the collector, which each training asks for at its end, need not go through it again and again."
+    gc.collect()
+    gc.freeze()
