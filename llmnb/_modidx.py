@@ -2617,6 +2617,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'llmnb.shrink.quantize._engine': ('shrink/quantize.html#_engine', 'llmnb/shrink/quantize.py'),
                                        'llmnb.shrink.quantize._from_parts': ( 'shrink/quantize.html#_from_parts',
                                                                               'llmnb/shrink/quantize.py'),
+                                       'llmnb.shrink.quantize._in_bfloat16': ( 'shrink/quantize.html#_in_bfloat16',
+                                                                               'llmnb/shrink/quantize.py'),
                                        'llmnb.shrink.quantize._narrow': ('shrink/quantize.html#_narrow', 'llmnb/shrink/quantize.py'),
                                        'llmnb.shrink.quantize._ordinary_name': ( 'shrink/quantize.html#_ordinary_name',
                                                                                  'llmnb/shrink/quantize.py'),
