@@ -2509,6 +2509,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'llmnb.settings._from_file': ('settings.html#_from_file', 'llmnb/settings.py'),
                                 'llmnb.settings._integer': ('settings.html#_integer', 'llmnb/settings.py'),
                                 'llmnb.settings._lookup': ('settings.html#_lookup', 'llmnb/settings.py'),
+                                'llmnb.settings._parse_ini': ('settings.html#_parse_ini', 'llmnb/settings.py'),
                                 'llmnb.settings._parsed': ('settings.html#_parsed', 'llmnb/settings.py'),
                                 'llmnb.settings._path': ('settings.html#_path', 'llmnb/settings.py'),
                                 'llmnb.settings._read_ini': ('settings.html#_read_ini', 'llmnb/settings.py'),
