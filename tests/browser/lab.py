@@ -162,20 +162,20 @@ class Page:
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory):
-    "One server and one browser for all tests of a worker."
-    path = chromium()
-    from playwright.sync_api import sync_playwright
-    home = tmp_path_factory.mktemp("lab")
-    with server(home) as (url, token), sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=FLAGS)
-        yield Lab(home, url, token, browser)
-        browser.close()
+    "One server for all tests of a worker."
+    path, home = chromium(), tmp_path_factory.mktemp("lab")
+    with server(home) as (url, token): yield path, home, url, token
 
 
 @pytest.fixture
 def lab(house):
-    "The same with nothing in it: no kernel, file, run, cookie or tab of another test (each page is opened in a context of its own)."
-    fresh(house.home)
-    yield house
-    for context in house.browser.contexts: context.close()
-    house.end_kernels()
+    "The same with nothing in it: no kernel, file or run of another test; and a browser of its own, whose event loop ends with the test."
+    from playwright.sync_api import sync_playwright
+    path, home, *place = house
+    fresh(home)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=FLAGS)
+        made = Lab(home, *place, browser)
+        yield made
+        browser.close()
+        made.end_kernels()
