@@ -86,13 +86,18 @@ def settings_file(
 # %% ../nbs/00_settings.ipynb #7855528e
 def _read_ini(path):
     "The `[llmnb]` section of an ini file as a dict, or None if it has no such section."
-    ini = configparser.ConfigParser(interpolation=None, default_section="\0none", strict=True)
-    try: ini.read_string(path.read_text(encoding="utf-8"))
+    try: section = _parse_ini(path.read_text(encoding="utf-8"))
     except (configparser.Error, UnicodeDecodeError) as e:
         if "[llmnb]" not in path.read_bytes().decode("utf-8", "replace"): return None
         why = str(e).splitlines()[0]
         raise SettingsError(f"{path} cannot be read as an ini file: {why}. "
                             "Expected lines `name = value` under [llmnb].") from e
+    return None if section is None else dict(section)
+
+@functools.lru_cache(16)                                                # each call of `generate` asks for the seed
+def _parse_ini(text):
+    ini = configparser.ConfigParser(interpolation=None, default_section="\0none", strict=True)
+    ini.read_string(text)
     return dict(ini["llmnb"]) if "llmnb" in ini else None
 
 # %% ../nbs/00_settings.ipynb #439725cd

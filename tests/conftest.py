@@ -1,11 +1,12 @@
 "What all tests share: small and offline by default, nothing written outside temporary folders."
-import os, sys
+import gc, os, sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/"tools"))            # the tools are tested as modules
+sys.path[:0] = str(ROOT/"tools"), str(ROOT/"tests/browser")      # the tools are tested as modules
+from lab import house, lab  # noqa: E402,F401  (fixtures: here, so that all files have the same)
 
 os.environ.setdefault("LLMNB_SCALE", "quick")
 os.environ.setdefault("LLMNB_OFFLINE", "true")
@@ -48,3 +49,9 @@ def model_of(config, seed=1):
 def pytest_xdist_make_scheduler(config, log):
     from schedule import Schedule
     return Schedule(config, log)
+
+
+def pytest_collection_finish(session):
+    "What is imported by now stays: the collector, which each training asks for at its end, need not go through it again and again."
+    gc.collect()
+    gc.freeze()

@@ -1,15 +1,15 @@
 "Which of `make test`'s workers gets which test, also when a worker dies."
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/test_docs.py", "tests/test_plugins.py", "tests/browser/")   # files whose tests share something costly
+TOGETHER = ("tests/test_docs.py", "tests/test_plugins.py", "tests/browser/")   # places whose tests share something costly
 
 
 class Schedule(LoadScopeScheduling):
-    """Tests one by one to the free worker, but those of a file in `TOGETHER` to the same.
+    """Tests one by one to the free worker, but those of a place in `TOGETHER` to the same.
 
     xdist's own hands a dead worker's finished tests out again, which nobody answers for, and lets a new worker wait for a
     second test that does not come: either way the session would never end."""
-    def _split_scope(self, nodeid): return nodeid.split("::")[0] if nodeid.startswith(TOGETHER) else nodeid
+    def _split_scope(self, nodeid): return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)
 
     def remove_node(self, node):
         had = self.assigned_work[node]

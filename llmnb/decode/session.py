@@ -278,14 +278,13 @@ class _Taking:
         ids:torch.Tensor, # (B,) int64; -1 where nothing may be chosen
     ):
         "Give each live row its token, and let those that are done leave."
-        norm, best = self.last.logsumexp(-1, keepdim=True), self.last.topk(min(self.top, self.last.shape[-1]))
-        whole = torch.cat([ids[:, None], best.indices], 1).tolist()
-        logprob = self.last.gather(-1, ids.clamp(min=0)[:, None]) - norm
-        real = torch.cat([norm, logprob, best.values - norm], 1).tolist()
+        logprobs, best = self.last.log_softmax(-1), self.last.topk(min(self.top, self.last.shape[-1])).indices
+        told = torch.cat([ids[:, None], best], 1)
+        real = logprobs.gather(-1, told.clamp(min=0)).tolist()
         self.seconds += perf_counter() - self.began
-        for row, (id, *others), (n, p, *ps) in zip(self.batch, whole, real):
+        for i, (row, (id, *others), (p, *ps)) in enumerate(zip(self.batch, told.tolist(), real)):
             if row.finish: continue
-            if not math.isfinite(n) or id < 0: raise DecodeError(self._bad(row, n))
+            if id < 0 or math.isnan((ps or [p])[0]): raise DecodeError(self._bad(row, self.last[i].logsumexp(-1).item()))
             row.add(id, p, (others, ps))
             row.seconds = self.seconds
         self.step += 1

@@ -131,7 +131,7 @@ def loss_by_rows(
     rows, dtype = max(256, x.shape[1], _slice(x, weight)), compute_dtype(x)
     wanted = [t is not None and t.requires_grad for t in (x, weight, bias)]
     if torch.is_grad_enabled() and any(wanted):
-        if dtype.itemsize < 4 and x.device.type == "cpu": rows = max(rows, 8 * _slice(x, weight))
+        if dtype.itemsize < 4 and x.device.type == "cpu": rows = max(rows, 4 * _slice(x, weight))
         return _by_rows(x, weight, labels, bias, dtype, rows, softcap, smoothing, zloss, wanted)[0]
     pieces = zip(x.split(rows), labels.split(rows))
     return sum(loss_plain(a, weight, b, bias, softcap, smoothing, zloss) for a, b in pieces)

@@ -314,9 +314,10 @@ PARAMETERS_PER_TOKEN = 5 # at most, of the text that there is
 def reading(
     p, # a `Plan`
     tokens:float, # that there are; 0: not known
+    each:float=TOKENS_PER_PARAMETER, # for each parameter
 ) -> tuple: # (tokens that its training reads, hours)
     "Twenty tokens for each parameter, or sixteen passes where that is less; of pairs, two tokens are read at a time."
-    read = min(p.tokens, MOST_EPOCHS * tokens) if tokens else p.tokens
+    read = min(each * p.parameters, MOST_EPOCHS * tokens) if tokens else each * p.parameters
     return read, p.flops_per_token * read / (2 if p.config.arch.pair else 1) / p.rate / 3600
 
 def largest(
@@ -331,7 +332,7 @@ def largest(
     for n in range(2, deepest + 1):
         p = cost(n)
         if tokens and away(p) > away(best): return best, "data"
-        if reading(p, tokens)[1] > hours: return best, "time"
+        if reading(p, tokens, TOKENS_PER_PARAMETER / 2)[1] > hours: return best, "time"
         best = p
     return best, "time"
 
@@ -361,6 +362,7 @@ def choose(
     at = lambda n: TransformerConfig.from_depth(n, family=advice.family, **shape)
     best, limit = largest(lambda n: _sized(at(n), rate, device, dtype), tokens, hours)
     read, takes = reading(best, tokens)
+    if takes > hours >= reading(best, tokens, TOKENS_PER_PARAMETER / 2)[1]: read, takes = read * hours / takes, hours
     best = plan_for(best.config, None, device, dtype, best.rate)
     epochs, config = read / tokens if tokens else None, best.config
     if epochs and epochs > USEFUL_EPOCHS: config = config.replace(dropout=max(0.1, config.dropout))

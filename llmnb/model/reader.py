@@ -50,9 +50,11 @@ def quick_norm(m):
 def _quick_rms(m):
     w, eps, D = m.weight, m.eps, len(m.weight)
     plain = lambda x: F.rms_norm(x, (D,), w, eps)
-    if w.device.type != "cpu" or w.dtype != torch.float32: return plain
-    norm, least, share = torch.linalg.vector_norm, torch.tensor(eps).sqrt(), D ** -0.5
-    def few(x): return x.div(torch.hypot(norm(x, dim=-1, keepdim=True).mul_(share), least)).mul_(w)
+    if w.device.type != "cpu" or w.dtype not in (torch.float32, torch.bfloat16): return plain
+    norm, least, share, wide = torch.linalg.vector_norm, torch.tensor(eps).sqrt(), D ** -0.5, torch.float32
+    def few(x):
+        y = x.div(torch.hypot(norm(x, dim=-1, keepdim=True, dtype=wide).mul_(share), least)).mul_(w)
+        return y if x.dtype == wide else y.to(x.dtype)
     return lambda x: few(x) if x.numel() < 2**14 else plain(x)
 
 # %% ../../nbs/model/11_reader.ipynb #f9d234dd
@@ -135,14 +137,15 @@ class Reader:
         if cache is not None:
             like = x.new_empty(B, G, 0, K)
             cache._check(like); cache._make_room(like, end)
-            new, seen = cache.store[..., begin:end, :].unbind(0), cache.store[..., :end, :].unbind(0)
+            new, seen = cache.store[..., begin:end, :].unbind(0), cache.store[..., :end, :]
+            keys, values = seen[:, 0].unbind(0), seen[:, 1].unbind(0)
         for layer, (norm1, qkv, o, norm2, up, down, act, gated) in enumerate(self.parts):
             y = qkv(norm1(x)).view(B, T, H + 2 * G, K)
-            if turned: turn_inside(y[:, :, :H + G, :turned], cos, sin)
+            if turned: turn_inside(y[:, :, :H + G] if turned == K else y[:, :, :H + G, :turned], cos, sin)
             kv = y[:, :, H:].view(B, T, 2, G, K).permute(2, 0, 3, 1, 4)
-            if cache is not None: new[layer].copy_(kv); kv = seen[layer]
-            k, v = kv.unbind(0)
-            q = y[:, :, :H].transpose(1, 2).reshape(rows)
+            if cache is None: k, v = kv.unbind(0)
+            else: new[layer].copy_(kv); k, v = keys[layer], values[layer]
+            q = y[:, :, :H].view(rows) if T == 1 else y[:, :, :H].transpose(1, 2)
             if twice: q = q.expand(B, G, 2, K)
             heads = F.scaled_dot_product_attention(q, k, v, attn_mask=see, is_causal=causal, scale=self.scale,
                                                    enable_gqa=H != G and T > 1)

@@ -91,6 +91,14 @@ class Packed(nn.Module):
     def extra_repr(self): return f"in_features={self.in_features}, out_features={self.out_features}, {self.form}"
 
 # %% ../../nbs/shrink/00_quantize.ipynb #0752a160
+def _in_bfloat16(product, bias):
+    "A product that takes and gives bfloat16, for numbers of any width."
+    def call(x):
+        if x.dtype == torch.bfloat16: y = product(x)
+        else: y = product(x.bfloat16()).float() if x.dtype == torch.float32 else product(x.bfloat16()).to(x.dtype)
+        return y if bias is None else y + bias
+    return call
+
 class Int8(Packed):
     "Eight bits a weight, a scale a row; products in bfloat16."
     form = "int8"
@@ -100,9 +108,8 @@ class Int8(Packed):
     def unpack(t): return t["numbers"] * t["scale"][:, None].float()
     def ready(self): self.tensors["scale"] = self.tensors["scale"].bfloat16()
     def direct(self):
-        q, scale, b = self.tensors["numbers"], self.tensors["scale"], self.bias
-        if b is None: return lambda x: torch._weight_int8pack_mm(x.bfloat16(), q, scale).to(x.dtype)
-        return lambda x: torch._weight_int8pack_mm(x.bfloat16(), q, scale).to(x.dtype) + b
+        q, scale = self.tensors["numbers"], self.tensors["scale"]
+        return _in_bfloat16(lambda x: torch._weight_int8pack_mm(x, q, scale), self.bias)
 
 # %% ../../nbs/shrink/00_quantize.ipynb #1416a0ee
 class Int4(Packed):
@@ -126,10 +133,8 @@ class Int4(Packed):
     @property
     def nbytes(self): return self.tensors["packed"].nbytes + self.tensors["grid"].nbytes
     def direct(self):
-        product, b = torch._weight_int4pack_mm_for_cpu, self.bias
-        packed, grid = self.tensors["packed"], self.tensors["grid"]
-        if b is None: return lambda x: product(x.bfloat16(), packed, 32, grid).to(x.dtype)
-        return lambda x: product(x.bfloat16(), packed, 32, grid).to(x.dtype) + b
+        packed, grid, product = self.tensors["packed"], self.tensors["grid"], torch._weight_int4pack_mm_for_cpu
+        return _in_bfloat16(lambda x: product(x, packed, 32, grid), self.bias)
 
 # %% ../../nbs/shrink/00_quantize.ipynb #4d264878
 @contextmanager
@@ -173,7 +178,7 @@ class DynamicInt8(Packed):
     def direct(self):
         product, packed, narrow, b = torch.ops.quantized.linear_dynamic.default, self.prepacked, _narrow(), self.bias
         def call(x):
-            y = product(x.float(), packed, narrow).to(x.dtype)
+            y = product(x, packed, narrow) if x.dtype == torch.float32 else product(x.float(), packed, narrow).to(x.dtype)
             return y if b is None else y + b
         return call
 

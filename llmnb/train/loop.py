@@ -169,8 +169,8 @@ class Opening(_Folder):
         if ranks.sharded: check_divided(self.callbacks)
         if self.state == "new" and self._any_folder and self.run.exists():      # another one was faster
             self._place(next_name(self.run))
+        if ranks.main: check_writable(self.run)     # it takes away again what it makes: the others wait below until that is over
         if self.state == "new": self._place(ranks.share(str(self.run)))
-        if ranks.main: check_writable(self.run)     # it takes away again what it makes: nobody else may do that now
         self.run.mkdir(parents=True, exist_ok=True)
         if ranks.main: enter(locked(self.run))
         enter(fp32_precision(c.fp32_precision))

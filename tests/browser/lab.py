@@ -30,17 +30,24 @@ def free_port():
         return s.getsockname()[1]
 
 
-@contextmanager
-def server(home, **env):
-    "JupyterLab on 127.0.0.1 over `home`/work: (address, token)."
-    work, token, port = home/"work", secrets.token_hex(8), free_port()
+def fresh(home):
+    "The folders that tests write to, as for a new server: no notebooks, no runs, no caches, the settings as given."
+    for name in ("work", "runs", "cache", "settings", "workspaces", "ipython"):
+        (home/name).mkdir(exist_ok=True)
+        for p in (home/name).iterdir(): shutil.rmtree(p) if p.is_dir() else p.unlink()     # the folders stay: the server is in one
     for name, values in SETTINGS.items():
         path = home/"settings/@jupyterlab"/f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
+
+
+@contextmanager
+def server(home, **env):
+    "JupyterLab on 127.0.0.1 over `home`/work: (address, token)."
+    work, token, port = home/"work", secrets.token_hex(8), free_port()
     (home/"config/labconfig").mkdir(parents=True)
     (home/"config/labconfig/page_config.json").write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
-    work.mkdir(exist_ok=True)
+    fresh(home)
     places = {f"JUPYTER_{k}": str(home/v) for k, v in dict(CONFIG_DIR="config", DATA_DIR="data", RUNTIME_DIR="rt").items()}
     places |= dict(JUPYTERLAB_SETTINGS_DIR=str(home/"settings"), JUPYTERLAB_WORKSPACES_DIR=str(home/"workspaces"), IPYTHONDIR=str(home/"ipython"),
         LLMNB_RUNS_PATH=str(home/"runs"), LLMNB_CACHE_PATH=str(home/"cache"), JUPYTER_PREFER_ENV_PATH="1", LLMNB_CAPTURED="0")
@@ -81,6 +88,17 @@ class Lab:
         page.set_default_timeout(60_000)
         page.goto(f"{self.url}/lab/workspaces/w{secrets.token_hex(3)}/tree/{name}?reset&token={self.token}")
         return Page(page, dark)
+
+    def end_kernels(self):
+        "End all that runs, and wait until it is gone."
+        for session in self.api("sessions"): self.api(f"sessions/{session['id']}", "DELETE")
+        for kernel in self.api("kernels"): self.api(f"kernels/{kernel['id']}", "DELETE")
+        assert not self.api("kernels")
+
+    def api(self, path, method="GET"):
+        "What the server's REST interface says."
+        asked = urllib.request.Request(f"{self.url}/api/{path}", method=method, headers={"Authorization": f"token {self.token}"})
+        return json.loads(urllib.request.urlopen(asked, timeout=60).read() or "null")
 
 
 def _notebook(sources):
@@ -142,13 +160,22 @@ class Page:
         return path
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    "One server and one browser for the tests of a file."
-    path = chromium()
+@pytest.fixture(scope="session")
+def house(tmp_path_factory):
+    "One server for all tests of a worker."
+    path, home = chromium(), tmp_path_factory.mktemp("lab")
+    with server(home) as (url, token): yield path, home, url, token
+
+
+@pytest.fixture
+def lab(house):
+    "The same with nothing in it: no kernel, file or run of another test; and a browser of its own, whose event loop ends with the test."
     from playwright.sync_api import sync_playwright
-    home = tmp_path_factory.mktemp("lab")
-    with server(home) as (url, token), sync_playwright() as p:
+    path, home, *place = house
+    fresh(home)
+    with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=path, args=FLAGS)
-        yield Lab(home, url, token, browser)
+        made = Lab(home, *place, browser)
+        yield made
         browser.close()
+        made.end_kernels()

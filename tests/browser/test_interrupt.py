@@ -1,8 +1,6 @@
 "The kernel's interrupt, the universal stop: a blocking `fit` saves and returns, and goes on from there."
 import pytest
 
-from lab import lab  # noqa: F401  (fixture)
-
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 SOURCES = [
     "from llmnb.all import *",

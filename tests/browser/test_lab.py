@@ -1,8 +1,6 @@
 "The harness itself, on a small widget: what the tests of the real ones rest on."
 import pytest
 
-from lab import lab  # noqa: F401  (fixture)
-
 pytestmark = pytest.mark.browser
 
 WIDGET = '''

@@ -3,7 +3,7 @@ import os, signal
 
 import pytest
 
-from lab import Page, lab  # noqa: F401  (fixture)
+from lab import Page
 
 pytestmark = pytest.mark.browser
 SOURCES = [

@@ -2,7 +2,6 @@
 import pytest
 
 from conftest import ROOT
-from lab import lab  # noqa: F401  (fixture)
 
 pytestmark = pytest.mark.browser
 QUICKSTART = ROOT/"nbs/tutorials/01_quickstart.ipynb"
