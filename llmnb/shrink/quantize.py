@@ -178,7 +178,11 @@ class DynamicInt8(Packed):
     def direct(self):
         product, packed, narrow, b = torch.ops.quantized.linear_dynamic.default, self.prepacked, _narrow(), self.bias
         def call(x):
-            y = product(x, packed, narrow) if x.dtype == torch.float32 else product(x.float(), packed, narrow).to(x.dtype)
+            if len(x) == 1: y = product(x.float(), packed, narrow)
+            else:
+                most = x.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+                y = product(x / most, packed, narrow).mul_(most)          # the kernel has one scale for all rows: now it suits each
+            y = y.to(x.dtype)
             return y if b is None else y + b
         return call
 
@@ -260,7 +264,8 @@ def quantize(
     for name, m in list(model.named_modules()):
         if type(m) is nn.Linear: model.set_submodule(name, _pack(m.weight, m.bias, how))
     table, words = model.embed.weight, isinstance(model.head, WordHead)
-    if words: model.head = PackedHead(model.head, _pack(model.head.matrix(table), model.head.bias, how))
+    fine = "int8" if how == "int4" else how                              # four bits are too few for the words
+    if words: model.head = PackedHead(model.head, _pack(model.head.matrix(table), model.head.bias, fine))
     if how != "packed": model.embed = PackedEmbedding.of(table)
     for p in model.parameters(): p.requires_grad_(False)
     model.packing = how
