@@ -533,3 +533,16 @@ def test_model_and_data_that_do_not_fit(data):
     with pytest.raises(ValueError, match=f"vocab_size={data.vocab_size}"): make(data, model=small)
     short = Transformer(TransformerConfig.gpt2("tiny", vocab_size=data.vocab_size, ctx=8, width=32, layers=1, heads=2))
     with pytest.raises(ValueError, match="sequences of 16.*ctx is 8"): make(data, model=short)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3, float("nan")])
+def test_clipping_is_torchs_where_the_gradient_is_short_too(size):
+    from types import SimpleNamespace
+
+    from llmnb.train.step import Engine
+    ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True): a.grad = size * torch.randn_like(a); b.grad = a.grad.clone()
+    engine = SimpleNamespace(accelerator=SimpleNamespace(scaler=None), saw_gradient=None, clip=1.0, model=ours)
+    engine._short = lambda norm: Engine._short(engine, norm)
+    assert torch.equal(Engine._clip(engine).nan_to_num(-1), torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0).nan_to_num(-1))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True): assert torch.equal(a.grad.nan_to_num(-1), b.grad.nan_to_num(-1))

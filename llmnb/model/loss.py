@@ -33,7 +33,27 @@ def loss_plain(
     loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100, label_smoothing=smoothing)
     return loss + zloss * logits[labels != -100].logsumexp(-1).square().sum() if zloss else loss
 
-# %% ../../nbs/model/02d_loss.ipynb #598a4afb
+# %% ../../nbs/model/02d_loss.ipynb #25f17850
+def _slopes(logits, target, room, bias, softcap, smoothing, zloss):
+    "The loss of each row (n, 1), and its slope by each logit (n, V), which is written into `room`."
+    wide = room.dtype
+    if bias is not None: logits = logits.to(wide) + bias
+    if softcap is not None: logits = cap_logits(logits.to(wide), softcap)
+    if zloss: norm = logits.to(wide).logsumexp(-1, keepdim=True)
+    slope = None if softcap is None else 1 - (logits / softcap).square()
+    d = torch.log_softmax(logits, -1, dtype=wide, out=room[:len(logits)])
+    loss = d.gather(1, target) * (smoothing - 1)
+    if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
+    if zloss: loss = loss + zloss * norm.square()
+    d = d.exp_()
+    if zloss: d *= 1 + 2 * zloss * norm
+    if smoothing: d -= smoothing / len(room[0])
+    d.scatter_add_(1, target, torch.full_like(loss, smoothing - 1))
+    return loss, d if slope is None else d.mul_(slope)
+
+def _slice(x, weight): return max(1, 2 ** (21 if x.device.type == "cpu" else 27) // len(weight))
+
+# %% ../../nbs/model/02d_loss.ipynb #d20a8b85
 @torch.library.custom_op("llmnb::loss_by_rows", mutates_args=())
 def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:torch.dtype, rows:int, softcap:float|None,
              smoothing:float, zloss:float, wanted:list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,30 +80,12 @@ def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:tor
         else: dw.addmm_(slopes.T, part * real)
     return total, dx, dw, db
 
-def _slopes(logits, target, room, bias, softcap, smoothing, zloss):
-    "The loss of each row (n, 1), and its slope by each logit (n, V), which is written into `room`."
-    wide = room.dtype
-    if bias is not None: logits = logits.to(wide) + bias
-    if softcap is not None: logits = cap_logits(logits.to(wide), softcap)
-    if zloss: norm = logits.to(wide).logsumexp(-1, keepdim=True)
-    slope = None if softcap is None else 1 - (logits / softcap).square()
-    d = torch.log_softmax(logits, -1, dtype=wide, out=room[:len(logits)])
-    loss = d.gather(1, target) * (smoothing - 1)
-    if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
-    if zloss: loss = loss + zloss * norm.square()
-    d = d.exp_()
-    if zloss: d *= 1 + 2 * zloss * norm
-    if smoothing: d -= smoothing / len(room[0])
-    d.scatter_add_(1, target, torch.full_like(loss, smoothing - 1))
-    return loss, d if slope is None else d.mul_(slope)
-
-def _slice(x, weight): return max(1, 2 ** (21 if x.device.type == "cpu" else 27) // len(weight))
-
 def _room(x, weight, wide, wanted):
     "Places for the gradients; empty ones for those that nobody wants."
     sizes = zip((x.shape, weight.shape, weight.shape[:1]), (x.dtype, wide, wide), wanted)
     return [x.new_empty(s if want else (0,), dtype=t) for s, t, want in sizes]
 
+# %% ../../nbs/model/02d_loss.ipynb #3e37c87d
 @_by_rows.register_fake
 def _(x, weight, labels, bias, dtype, rows, softcap, smoothing, zloss, wanted):
     wide = torch.promote_types(dtype, torch.float32)
