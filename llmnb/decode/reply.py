@@ -107,6 +107,7 @@ class _Shows(_Ends):
         self.ids.append(id)
         text = self._text(id)
         if self.finish and self.decoder: text += self.decoder.flush()
+        if not (self.stops or self.rules): self.pieces.append(Piece(text, id, logprob, top, self.tok)); return   # nothing to wait for
         self.held.append((text, id, logprob, top))
         self.tail += text
         self._release()

@@ -17,7 +17,7 @@ from .. import LLMNBError
 from .processors import History
 from .refill import beside, join_caches, join_memories
 from .reply import Row
-from .strategies import Draws
+from .strategies import Draws, best_tokens
 from ..model.rest import at_rest
 from ..model.reader import quick
 
@@ -278,7 +278,7 @@ class _Taking:
         ids:torch.Tensor, # (B,) int64; -1 where nothing may be chosen
     ):
         "Give each live row its token, and let those that are done leave."
-        logprobs, best = self.last.log_softmax(-1), self.last.topk(min(self.top, self.last.shape[-1])).indices
+        logprobs, best = self.last.log_softmax(-1), best_tokens(self.last, self.top)
         told = torch.cat([ids[:, None], best], 1)
         real = logprobs.gather(-1, told.clamp(min=0)).tolist()
         self.seconds += perf_counter() - self.began

@@ -15,6 +15,7 @@ from ..decode.session import is_pair
 from ..decode.generate import evaluating
 from .perplexity import _bounds, _groups
 from .surprise import _decoder_start
+from ..decode.strategies import best_token
 from ..model.reader import Reader, quick
 from ..model.rest import at_rest
 from ..text.objectives import decoder_batch
@@ -113,7 +114,7 @@ def _tally(face, look, T, asks, line, device, at_once=256):
         logits = face.unembed(states[begin:begin + at_once]).float()
         here = (back >= begin) & (back < begin + at_once)
         at, label = back[here] - begin, labels[here]
-        nats, best = logits.logsumexp(-1)[at] - logits[at, label], logits.argmax(-1)[at] == label
+        nats, best = -logits.log_softmax(-1)[at, label], best_token(logits)[at] == label
         out.index_add_(0, of[here], torch.stack([nats, torch.ones_like(nats), best.float()], 1))
     return out
 

@@ -140,6 +140,7 @@ def _short(n, unit=""):
 
 def _hours(h): return f"{h*3600:.0f} s" if h < 1/60 else f"{h*60:.0f} min" if h < 1 else f"{h:.1f} h" if h < 48 else f"{h/24:.0f} days"
 
+# %% ../../nbs/model/07_plan.ipynb #d70092df
 @dataclass(frozen=True)
 class Plan:
     "What a size costs."
@@ -172,6 +173,7 @@ class Plan:
         return f"Plan({self.config.family}, {self.config.layers} layers: {_short(self.parameters)} parameters, " \
                f"{_short(self.tokens)} tokens, {_short(self.train_memory, 'B')} to train, {_hours(self.hours)})"
 
+# %% ../../nbs/model/07_plan.ipynb #acb29d52
 def _sized(config, rate, device, dtype):
     "The part of a plan that costs nothing to work out."
     with torch.device("meta"): model = Transformer(config)
@@ -309,6 +311,7 @@ def count_tokens(
     if isinstance(data, Iterable): return sum(len(str(x).encode()) for x in data) / 4
     raise TypeError(f"data is {type(data).__name__}; expected a number of tokens, texts, a corpus, a path or a TextData.")
 
+# %% ../../nbs/model/07_plan.ipynb #64a8f595
 PARAMETERS_PER_TOKEN = 5 # at most, of the text that there is
 
 def reading(
@@ -342,6 +345,7 @@ def vocabulary_for(
     "As many words as occur a hundred times each, on average."
     return 8192 if not tokens else min(8192, max(512, 2 ** int(math.log2(max(1.0, tokens / 100)))))
 
+# %% ../../nbs/model/07_plan.ipynb #64246397
 def choose(
     task:str, # one of `TASKS`
     data=None, # what there is to learn from, as for `count_tokens`; None: nothing yet
@@ -376,6 +380,7 @@ def choose(
     if not scratch: reasons += (("honestly", "from scratch this data would teach spelling and style, little else"),)
     return Chosen(name, "from scratch" if scratch else "tune", config, advice.objective, reasons, best, epochs, takes)
 
+# %% ../../nbs/model/07_plan.ipynb #49921433
 def _kind(c): return "an encoder-decoder" if c.arch.pair else "a decoder" if c.arch.causal else "an encoder"
 
 def _size(p, limit, hours, takes):

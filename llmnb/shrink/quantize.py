@@ -91,13 +91,14 @@ class Packed(nn.Module):
     def extra_repr(self): return f"in_features={self.in_features}, out_features={self.out_features}, {self.form}"
 
 # %% ../../nbs/shrink/00_quantize.ipynb #0752a160
-def _in_bfloat16(product, bias):
+def _in_bfloat16(product):
     "A product that takes and gives bfloat16, for numbers of any width."
     def call(x):
-        if x.dtype == torch.bfloat16: y = product(x)
-        else: y = product(x.bfloat16()).float() if x.dtype == torch.float32 else product(x.bfloat16()).to(x.dtype)
-        return y if bias is None else y + bias
+        if x.dtype == torch.bfloat16: return product(x)
+        return product(x.bfloat16()).float() if x.dtype == torch.float32 else product(x.bfloat16()).to(x.dtype)
     return call
+
+def _biased(product, bias): return product if bias is None else lambda x: product(x) + bias
 
 class Int8(Packed):
     "Eight bits a weight, a scale a row; products in bfloat16."
@@ -107,9 +108,11 @@ class Int8(Packed):
     @staticmethod
     def unpack(t): return t["numbers"] * t["scale"][:, None].float()
     def ready(self): self.tensors["scale"] = self.tensors["scale"].bfloat16()
-    def direct(self):
+    def slim(self):
+        "The product from bfloat16 to bfloat16; with a bias, to its format."
         q, scale = self.tensors["numbers"], self.tensors["scale"]
-        return _in_bfloat16(lambda x: torch._weight_int8pack_mm(x, q, scale), self.bias)
+        return _biased(lambda x: torch._weight_int8pack_mm(x, q, scale), self.bias)
+    def direct(self): return _in_bfloat16(self.slim())
 
 # %% ../../nbs/shrink/00_quantize.ipynb #1416a0ee
 class Int4(Packed):
@@ -132,9 +135,11 @@ class Int4(Packed):
         return ungroup(self.numbers().int(), scale, zero)
     @property
     def nbytes(self): return self.tensors["packed"].nbytes + self.tensors["grid"].nbytes
-    def direct(self):
+    def slim(self):
+        "As that of `Int8`."
         packed, grid, product = self.tensors["packed"], self.tensors["grid"], torch._weight_int4pack_mm_for_cpu
-        return _in_bfloat16(lambda x: product(x, packed, 32, grid), self.bias)
+        return _biased(lambda x: product(x, packed, 32, grid), self.bias)
+    def direct(self): return _in_bfloat16(self.slim())
 
 # %% ../../nbs/shrink/00_quantize.ipynb #4d264878
 @contextmanager
@@ -177,12 +182,15 @@ class DynamicInt8(Packed):
     def nbytes(self): return self.bytes + (0 if self.bias is None else self.bias.nbytes)
     def direct(self):
         product, packed, narrow, b = torch.ops.quantized.linear_dynamic.default, self.prepacked, _narrow(), self.bias
+        product, least = getattr(product, "_op", product), torch.finfo(torch.float32).tiny     # without a look for tracers at each call
         def call(x):
-            if len(x) == 1: y = product(x.float(), packed, narrow)
+            kind = x.dtype
+            if x.shape[0] == 1: y = product(x.float(), packed, narrow)
             else:
-                most = x.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+                x = x.float()
+                most = x.abs().amax(1, keepdim=True).clamp_(min=least)
                 y = product(x / most, packed, narrow).mul_(most)          # the kernel has one scale for all rows: now it suits each
-            y = y.to(x.dtype)
+            y = y.to(kind)
             return y if b is None else y + b
         return call
 
@@ -264,7 +272,7 @@ def quantize(
     for name, m in list(model.named_modules()):
         if type(m) is nn.Linear: model.set_submodule(name, _pack(m.weight, m.bias, how))
     table, words = model.embed.weight, isinstance(model.head, WordHead)
-    fine = "int8" if how == "int4" else how                              # four bits are too few for the words
+    fine = how if how != "int4" else "int8" if _narrow() else "dynamic-int8"     # four bits are too few for the words
     if words: model.head = PackedHead(model.head, _pack(model.head.matrix(table), model.head.bias, fine))
     if how != "packed": model.embed = PackedEmbedding.of(table)
     for p in model.parameters(): p.requires_grad_(False)
@@ -319,6 +327,7 @@ def save_quantized(
     put("config.json", lambda f: f.write_text(json.dumps(said, indent=1)))
     return folder
 
+# %% ../../nbs/shrink/00_quantize.ipynb #7b2ef0b8
 def _parts(m):
     "The tensors of a packed layer, in an order that no processor matters for."
     out = {} if m.bias is None else dict(bias=m.bias)
@@ -336,6 +345,7 @@ def _from_parts(form, t):
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
     return Int4(dict(packed=packed, grid=t["grid"], shape=torch.empty(q.shape, device="meta")), bias)
 
+# %% ../../nbs/shrink/00_quantize.ipynb #ad1b5a41
 def load_quantized(
     folder, # of `save_quantized`
 ) -> Transformer:

@@ -50,6 +50,7 @@ def in_background(t):
 class _Run(Session):
     "What a trainer holds, `fit`, and how it looks."
     def _set(self, model, data, config, optimizer, schedule, callbacks, keep, run):
+        import torch._dynamo                        # the first optimizer loads the compiler: better here than after fit() began
         Controls.__init__(self); Rates.__init__(self); Record.__init__(self)
         self.model, self.data, self.config = model, data, config
         self.optimizer, self.schedule, self.callbacks = optimizer, schedule, callbacks
