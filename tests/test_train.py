@@ -176,6 +176,7 @@ def test_accumulation_resumes_exactly(data, tmp_path):
 
 
 CHILD = """
+import signal; signal.signal(signal.SIGINT, signal.default_int_handler)      # whoever started the tests in the background had it ignored
 import os, sys, time
 from llmnb.settings import settings
 from llmnb.text.batches import TextData
