@@ -50,6 +50,14 @@ def test_8bit_says_what_it_needs(data):
     else: assert "8bit" in type(AdamW8bit()(make_model(data), 1e-3)).__name__
 
 
+@pytest.mark.slow
+def test_8bit_goes_on_bit_for_bit(data, tmp_path):
+    pytest.importorskip("torchao")
+    whole = make(data, tmp_path / "whole", steps=12, optimizer="adamw-8bit").fit()
+    make(data, tmp_path / "cut", steps=12, optimizer="adamw-8bit", callbacks=[At(6, lambda t: t.stop())]).fit()
+    assert same_as(Trainer.reopen(tmp_path / "cut", callbacks=()).fit(), whole)
+
+
 # ---- groups
 
 def test_layerwise_rates_keep_their_shares_under_a_schedule(data, tmp_path):
