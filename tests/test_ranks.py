@@ -175,7 +175,7 @@ def test_a_killed_process_ends_the_run_with_a_checkpoint(rank, datas, two, tmp_p
 
 
 def test_an_interrupt_stops_all_and_a_killed_one_is_named(datas, tmp_path, monkeypatch):
-    t, asked, teams = make(datas["text"], tmp_path/"run", steps=1900, valid_every=1900, save_every=10), [], []
+    t, asked, teams = make(datas["text"], tmp_path/"run", steps=9000, valid_every=9000, save_every=10), [], []
     def show(self, real=Team._show):
         real(self)
         if self not in teams: teams.append(self)
@@ -185,7 +185,7 @@ def test_an_interrupt_stops_all_and_a_killed_one_is_named(datas, tmp_path, monke
         if len(teams) == 2 and n > t.step + 15: asked.append(n); self.members[1].kill()
     monkeypatch.setattr(Team, "_show", show)
     assert launch(t, 2) is t
-    assert t.state == "stopped" and 10 < t.step < 1900 and step_of(newest(t.folder)) == t.step >= t.rows[-1]["step"] >= asked[0]
+    assert t.state == "stopped" and 10 < t.step < 9000 and step_of(newest(t.folder)) == t.step >= t.rows[-1]["step"] >= asked[0]
     with pytest.raises(TrainingError, match=r"process 1 of 2 was ended by SIGKILL\. The last checkpoint is .*launch\(trainer, processes=2\)"):
         launch(t, 2, strategy="fsdp")
     assert t.state == "failed" and step_of(newest(t.folder)) == t.step > asked[0] and not alive(p.pid for p in teams[-1].members)
