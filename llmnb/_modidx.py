@@ -1981,7 +1981,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmnb.model.reader._heard': ('model/reader.html#_heard', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._in_products': ('model/reader.html#_in_products', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._into': ('model/reader.html#_into', 'llmnb/model/reader.py'),
-                                    'llmnb.model.reader._onto': ('model/reader.html#_onto', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._part': ('model/reader.html#_part', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._places': ('model/reader.html#_places', 'llmnb/model/reader.py'),
                                     'llmnb.model.reader._plain_block': ('model/reader.html#_plain_block', 'llmnb/model/reader.py'),

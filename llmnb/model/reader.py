@@ -173,14 +173,14 @@ class _NextToken:
             if turned: turn_inside(y[:, :H + G] if turned == K else y[:, :H + G, :turned], cos, sin)
             new[layer].copy_(y[:, H:].view(B, 2, G, K))
             heads = attend_one(y[:, :H].view(B, G, H // G, K), seen[2 * layer], seen[2 * layer + 1], see, self.scale)
-            x = _onto(x, o(_into(middle, heads.reshape(B, H * K))))
+            x = _add(x, o(_into(middle, heads.reshape(B, H * K))))
             h = up(norm2(x, wide))
             if cast: h = h.float()
             if not gated: h = _into(inner, act(h))
             else:
                 gate, h = h.chunk(2, -1)
                 h = torch.mul(act(gate), h, out=inner) if cast else act(gate).mul_(h)
-            x = _onto(x, down(h))
+            x = _add(x, down(h))
         cache.length = end
         return self.norm(x).view(B, 1, -1)
 
@@ -245,9 +245,8 @@ def quick_head(model):
     plain = h.dense is None and h.softcap is None and h.scale is None and not _heard(h)
     return quick_product(h.matrix(model.embed.weight), h.bias) if plain else None
 
-def _add(x, y): return y.add_(x) if y.dtype == x.dtype else x + y          # y is new: its memory serves again
-
-def _onto(x, y): return x.add_(y) if y.dtype != x.dtype else y.add_(x)     # both are ours
+# %% ../../nbs/model/11_reader.ipynb #abb70e7e
+def _add(x, y): return y.add_(x) if y.dtype == x.dtype else x.add_(y)      # both are ours: their memory serves again
 
 def _products(b): return b.attn.qkv, b.attn.o, b.mlp.up, b.mlp.down
 

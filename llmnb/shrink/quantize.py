@@ -165,6 +165,7 @@ def _narrow():
     return _narrow.known
 _narrow.known = None
 
+# %% ../../nbs/shrink/00_quantize.ipynb #1e687acc
 class DynamicInt8(Packed):
     "Eight bits a weight and, at each call, eight bits an input; products of whole numbers."
     form = "dynamic-int8"
