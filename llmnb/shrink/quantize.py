@@ -19,6 +19,7 @@ from .. import LLMNBError
 from ..model.config import TransformerConfig
 from ..model.heads import WordHead
 from ..model.loss import cap_logits
+from ..model.recording import onednn_product
 from ..model.transformer import Transformer
 from ..plugins import did_you_mean
 
@@ -87,6 +88,10 @@ class Packed(nn.Module):
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         destination[prefix + "weight"] = self.weight
         if self.bias is not None: destination[prefix + "bias"] = self.bias
+
+    def things(self) -> list:
+        "All that the kernel reads."
+        return [t for t in (*self.tensors.values(), self.bias) if t is not None and not t.is_meta]
 
     def extra_repr(self): return f"in_features={self.in_features}, out_features={self.out_features}, {self.form}"
 
@@ -181,6 +186,7 @@ class DynamicInt8(Packed):
     def unpack(self, t): t = self.numbers(); return t["numbers"] * t["scale"][:, None]
     @property
     def nbytes(self): return self.bytes + (0 if self.bias is None else self.bias.nbytes)
+    def things(self): return [self.prepacked, *super().things()]
     def direct(self):
         product, packed, narrow, b = torch.ops.quantized.linear_dynamic.default, self.prepacked, _narrow(), self.bias
         product, least = getattr(product, "_op", product), torch.finfo(torch.float32).tiny     # without a look for tracers at each call
@@ -206,10 +212,10 @@ class Laid(Packed):
         self.laid, self.bytes = torch.ops.mkldnn._reorder_linear_weight(w, 64), w.nbytes
     @property
     def nbytes(self): return self.bytes + (0 if self.bias is None else self.bias.nbytes)
+    def things(self): return [self.laid, *super().things()]
     def unpack(self, t): return self.laid.to_dense()
     def direct(self):
-        product, laid, b = torch.ops.mkldnn._linear_pointwise.default, self.laid, self.bias
-        return lambda x: product(x, laid, b, "none", [], "")
+        return onednn_product(self.laid, self.bias)
 
 FORMS = {c.form: c for c in (Int8, Int4, DynamicInt8, Laid)}
 
