@@ -68,8 +68,9 @@ _settings = (
             "how progress is shown: auto is live in a notebook, text in a terminal, "
             "one frame where output is captured"),
     Setting("offline", False, _boolean, "true: never ask the network"),
-    Setting("recording", "auto", _choice("auto", "off"),
-            "auto: the steps of a reply are recorded when that pays, and played without Python; off: never"),
+    Setting("recording", "auto", _choice("auto", "off", "compiled"),
+            "auto: the steps of a reply are recorded when that pays, and played without Python; off: never; "
+            "compiled: on a GPU by PyTorch's compiler first, which takes a minute"),
     Setting("scale", "full", _choice("full", "quick"),
             "size of tutorials and benchmarks: full as published, quick for tests"),
 )

@@ -121,3 +121,59 @@ def test_what_cannot_be_recorded_is_done_by_python():
     new.weight = old.weight
     assert not Reader(m).things and reply(m, [torch.arange(5)]) == reply(m, [torch.arange(5)], "off")
     assert recording.record(lambda x: torch.tensor(float("nan")) if x.sum() > 1e9 else {}["no such"], (torch.ones(2),)) is None
+
+
+@pytest.fixture
+def seated(monkeypatch):
+    "Fixed places on a CPU, too: all but the launching of a graph."
+    import llmnb.model.reader as reader
+    monkeypatch.setattr(reader, "_sits", lambda x: True)
+
+
+def seats(model): return [s for kept in recording._known[model].steps.values() for s in kept]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seat_reads_what_python_reads(seated, family):
+    m = decoder(family)
+    prompts = [torch.arange(n) % V for n in (5, 9, 7)]
+    for batch in (prompts[:1], prompts):
+        for (ids, logp), (wanted, theirs) in zip(reply(m, batch), reply(m, batch, "off")):
+            assert ids == wanted and torch.allclose(torch.tensor(logp), torch.tensor(theirs), atol=1e-4)
+    assert len(seats(m)) == 2
+    reply(m, prompts)
+    assert len(seats(m)) == 2 and all(s.free for s in seats(m))           # used again, and left
+
+
+def test_beams_keep_their_seat(seated):
+    m = decoder()
+    plain = reply(m, [torch.arange(5)], "off", n=24, strategy=Beam(3))
+    assert [ids for ids, _ in reply(m, [torch.arange(5)], n=24, strategy=Beam(3))] == [ids for ids, _ in plain]
+    assert len(seats(m)) == 1
+
+
+@torch.inference_mode()
+def test_several_caches_at_once_that_grow_are_copied_and_cut(seated):
+    import copy
+    m = decoder(ctx=400)
+    plain, ids = Reader(m), torch.randint(0, V, (3, 330), generator=torch.Generator().manual_seed(0))
+    plain.things = []
+    fixed, a, b = Reader(m), m.new_cache(), m.new_cache()
+    theirs = [m.new_cache(), m.new_cache()]
+    def both(mine, other, part):
+        got, wanted = fixed.hidden(part, None, mine), plain.hidden(part, None, other)
+        assert torch.allclose(got, wanted, atol=2e-5)
+    both(a, theirs[0], ids[:1, :8]); both(b, theirs[1], ids[1:2, :20])
+    for t in range(20, 300):                                              # beyond 256: to a larger seat
+        both(a, theirs[0], ids[:1, t:t + 1]); both(b, theirs[1], ids[1:2, t:t + 1])
+        if t == 60: c, their = copy.deepcopy(a), copy.deepcopy(theirs[0])
+        if t == 90: a.trim(30); theirs[0].trim(30)
+    both(c, their, ids[2:, :1]); both(c, their, ids[2:, 1:6]); both(c, their, ids[2:, 6:7])
+    assert len({id(x.store) for x in (a, b, c)}) == 3 and {s.store.shape[4] for s in seats(m)} == {256, 512}
+
+
+@pytest.mark.slow
+def test_a_compiled_step_reads_the_same(seated):
+    m = decoder(layers=1)
+    wanted, got = reply(m, [torch.arange(5)], "off", n=12), reply(m, [torch.arange(5)], "compiled", n=12)
+    assert [ids for ids, _ in got] == [ids for ids, _ in wanted] and len(seats(m)) == 1

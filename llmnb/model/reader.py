@@ -17,6 +17,7 @@ from .attention import Attention
 from .blocks import Block
 from .cache import KVCache
 from .feedforward import MLP
+from .graphs import Graph, Seat, seat_for
 from .masks import causal_table
 from .norms import RMS
 from .positions import LearnedPositions, Positions, RotaryPositions
@@ -184,33 +185,56 @@ class _NextToken:
         cos, sin, turned = self._turns(begin, x.dtype) if turns else _angles(model.positions, at.flatten(), x.dtype)
         see = None if mask is None else _sight(mask, 1, begin, end, ids.device)[0]
         store = _room_in(cache, x, B, G, K, end)
-        seen = store[..., :end, :]
-        kind = B, x.dtype, turned, see is not None, many_keys((B, G, H // G, K), seen[0, 0])
-        x = self._play(kind, x, store[..., begin, :], seen, *[t for t in (self.long, cos, sin, see) if t is not None])
+        kind = B, x.dtype, turned, see is not None, many_keys((B, G, H // G, K), store[0, 0, ..., :end, :])
+        x = self._step(kind, cache, begin, x, see, [t for t in (self.long, cos, sin) if t is not None])
         cache.length = end
         return x.view(B, 1, -1)
 
-    def _play(self, kind, *args):
+    def _step(self, kind, cache, begin, x, see, more):
         "The step of this kind: played, where it has been recorded."
-        step = partial(self._through, kind)
         if self.recordings is None: self.recordings = bool(self.things) and recordings(self.model, self.things)
-        played = self.recordings and self.recordings.find(kind, lambda: record(step, [args[0].clone(), *args[1:]], self.things))
+        if self.recordings and _sits(x) and (seat := seat_for(self.recordings, kind, cache, lambda room: self._seat(kind, room, cache, x, more))):
+            if see is not None: more = [*more, F.pad(see, (0, cache.room - see.shape[-1]))]
+            return seat.step(x, torch.full((1,), begin, device=x.device), *more)
+        args = x, cache.store[..., begin, :], cache.store[..., :begin + 1, :], *more, *([] if see is None else [see])
+        step, played = partial(self._through, kind), None
+        if self.recordings and not _sits(x):
+            played = self.recordings.find(kind, lambda: record(step, [x.clone(), *args[1:]], self.things))
         return (played or step)(*args)
 
+    def _seat(self, kind, room, cache, x, more):
+        "A place for keys and values, and the step over it."
+        L, two, B, G, _, K = cache.store.shape
+        store, see = x.new_zeros(L, two, B, G, room, K), [x.new_ones(B, 1, 1, room, dtype=torch.bool)] if kind[3] else []
+        step = Graph(partial(self._over, kind, store.unbind(0)), [x, torch.zeros(1, dtype=torch.long, device=x.device), *more, *see],
+                     compiled=settings.recording == "compiled")
+        return Seat(store, step)
+
+    def _over(self, kind, lines, x, at, *more):
+        "The step over fixed keys and values, one tensor a layer; `at` is the place of the new token."
+        B, dtype, turned, masked, many = kind
+        if not masked: more = *more, (torch.arange(lines[0].shape[3], device=x.device) <= at).view(1, 1, 1, -1)
+        def write(layer, kv): lines[layer].index_copy_(3, at, kv.transpose(0, 1).unsqueeze(3))
+        return self._layers((B, dtype, turned, True, many), x, write, [t for line in lines for t in line.unbind(0)], *more)
+
     def _through(self, kind, x, new, seen, *more):
+        "The step with the place for the new keys and values, and all that are seen then."
+        new = new.transpose(1, 2).unbind(0)
+        return self._layers(kind, x, lambda layer, kv: new[layer].copy_(kv), seen.flatten(0, 1).unbind(0), *more)
+
+    def _layers(self, kind, x, write, seen, *more):
         "All layers for one new token of each text."
         (B, dtype, turned, masked, many), more = kind, iter(more)
         long = [None] * (2 * len(self.ones) + 1) if self.long is None else next(more).unbind(0)
         cos, sin, see = next(more) if turned else None, next(more) if turned else None, next(more) if masked else None
         H, G, K, attend, cast = self.heads, self.kv_heads, self.size, _in_products if many else _at_once, self.slim and dtype == torch.float32
         wide, middle, inner = [x.new_empty(B, n, dtype=torch.bfloat16) for n in (self.width, H * K, self.inner)] if cast else [None] * 3
-        new, seen = new.transpose(1, 2).unbind(0), seen.flatten(0, 1).unbind(0)
         for layer, (norm1, qkv, o, norm2, up, down, act, gated) in enumerate(self.ones):
             y = qkv(norm1(x, wide, long[2 * layer]))
             if cast: y = y.float()
             y = y.view(B, H + 2 * G, K)
             if turned: turn_inside(y.narrow(1, 0, H + G) if turned == K else y[:, :H + G, :turned], cos, sin)
-            new[layer].copy_(y.narrow(1, H, 2 * G).view(B, 2, G, K))
+            write(layer, y.narrow(1, H, 2 * G).view(B, 2, G, K))
             heads = attend(y.narrow(1, 0, H).view(B, G, H // G, K), seen[2 * layer], seen[2 * layer + 1], see, self.scale, B, G, H // G, K)
             x = _add(x, o(_into(middle, heads.reshape(B, H * K))))
             h = up(norm2(x, wide, long[2 * layer + 1]))
@@ -239,7 +263,7 @@ class Reader(_Passage, _NextToken):
         self.norm, self.tapped = quick_norm(model.norm), [m for m in model.modules() if hasattr(type(m), "taps")]
         every = [*(n for b in model.layers for n in (b.norm1, b.norm2)), model.norm]
         self.long = longer_weights(every) if model.norm.weight.device.type == "cpu" else None
-        self.recordings, self.things = None, _things(every, packs) if settings.recording == "auto" else []
+        self.recordings, self.things = None, _things(every, packs) if settings.recording != "off" else []
         a = model.layers[0].attn
         self.heads, self.kv_heads, self.size, self.scale = a.heads, a.kv_heads, a.head_size, a.scale
         self.width, self.inner = len(model.norm.weight), model.layers[0].mlp.down.in_features
@@ -311,6 +335,8 @@ def _room_in(cache, x, B, G, K, end):
     return cache.store
 
 def _graded(model): return torch.is_grad_enabled() or torch.is_autocast_enabled(model.norm.weight.device.type)
+
+def _sits(x): return x.is_cuda
 
 def _too_short(windows, n): return any(w is not None and w < n for w in windows)
 
