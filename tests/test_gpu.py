@@ -64,6 +64,20 @@ def test_replies_are_those_of_the_cpu_and_of_any_batch(data):
     assert a == b
 
 
+@pytest.mark.parametrize("how", ["auto", "compiled"])
+def test_a_graph_replies_as_python_does(data, how):
+    from llmnb.model.recording import _known
+    m = model(data).to(DEVICE)
+    prompts = ["the quick", "line 7: the lazy dog", "line"]
+    def say(batch, how, **more):
+        with settings.override(recording=how): return [r.ids for r in generate(m, data.tok, batch, max_new_tokens=32, **more)]
+    for batch in (prompts[:1], prompts):
+        plain = say(batch, "off")
+        assert say(batch, how) == plain and say(batch, how) == plain      # the second time all of it from the graph
+    assert say(prompts[:1], how, strategy=Beam(3)) == say(prompts[:1], "off", strategy=Beam(3))
+    if DEVICE == "cuda": assert sum(s.free for seats in _known[m].steps.values() for s in seats) >= 3
+
+
 def test_the_probe_finds_a_format():
     found = probe(DEVICE, refresh=True)
     assert found.rates["float32"] > 0 and found.dtype in found.rates

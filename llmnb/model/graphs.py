@@ -6,7 +6,7 @@
 __all__ = ['Graph', 'Seat', 'seat_for']
 
 # %% ../../nbs/model/10b_graphs.ipynb #6717b657
-import threading, weakref
+import threading, warnings, weakref
 
 import torch
 
@@ -78,11 +78,17 @@ def seat_for(
     room = -(-cache.room // 256) * 256                                   # replies of some other length can sit there too
     with _seating:
         seats = kept.steps.setdefault((kind, room), [])
+        if seats is None: return None
         mine = next((s for s in seats if s.store is cache.store), None)
         if mine is not None: return mine
         kept.asked[kind, room] = n = kept.asked.get((kind, room), 0) + 1
         if n <= after: return None
         mine = next((s for s in seats if s.free), None)
-        if mine is None: seats.append(mine := make(room))
+        try: mine = mine or make(room)
+        except Exception as e:
+            kept.steps[kind, room] = None
+            warnings.warn(f"No CUDA graph of this model's steps could be made: {e}. They are done by Python, one launch after the other.")
+            return None
+        if mine not in seats: seats.append(mine)
         mine.take(cache)
         return mine

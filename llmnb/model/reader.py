@@ -163,53 +163,9 @@ class _Passage:
         if cache is not None: cache.length = end
         return self.norm(x) if only is not None else self.norm(x).view(B, T, -1)
 
-# %% ../../nbs/model/11_reader.ipynb #15105631
-class _NextToken:
-    "One new token of each text."
-    stretch = 0, None # cosines and sines for some places, from this one on
-    def _turns(self, at, dtype):
-        begin, turns = self.stretch
-        if turns is None or not 0 <= at - begin < turns.shape[1] or turns.dtype != dtype:
-            positions = self.model.positions
-            places = torch.arange(at, min(at + 256, positions.limit), device=positions.table.device)
-            begin, turns = self.stretch = at, torch.stack(_angles(positions, places, dtype)[:2])
-        return *turns[:, at - begin].unbind(0), turns.shape[-1]
-
-    def _next(self, ids, mask, cache):
-        model, B, begin = self.model, len(ids), cache.length
-        H, G, K, end = self.heads, self.kv_heads, self.size, begin + 1
-        _check(model, ids, mask, begin, cache, B)
-        turns = mask is None and type(model.positions) is RotaryPositions
-        at = None if turns else _places(mask, begin, end, ids.device)
-        x = model.entry(model.look_up(ids), model.positions, at).flatten(0, 1)
-        cos, sin, turned = self._turns(begin, x.dtype) if turns else _angles(model.positions, at.flatten(), x.dtype)
-        see = None if mask is None else _sight(mask, 1, begin, end, ids.device)[0]
-        store = _room_in(cache, x, B, G, K, end)
-        kind = B, x.dtype, turned, see is not None, many_keys((B, G, H // G, K), store[0, 0, ..., :end, :])
-        x = self._step(kind, cache, begin, x, see, [t for t in (self.long, cos, sin) if t is not None])
-        cache.length = end
-        return x.view(B, 1, -1)
-
-    def _step(self, kind, cache, begin, x, see, more):
-        "The step of this kind: played, where it has been recorded."
-        if self.recordings is None: self.recordings = bool(self.things) and recordings(self.model, self.things)
-        if self.recordings and _sits(x) and (seat := seat_for(self.recordings, kind, cache, lambda room: self._seat(kind, room, cache, x, more))):
-            if see is not None: more = [*more, F.pad(see, (0, cache.room - see.shape[-1]))]
-            return seat.step(x, torch.full((1,), begin, device=x.device), *more)
-        args = x, cache.store[..., begin, :], cache.store[..., :begin + 1, :], *more, *([] if see is None else [see])
-        step, played = partial(self._through, kind), None
-        if self.recordings and not _sits(x):
-            played = self.recordings.find(kind, lambda: record(step, [x.clone(), *args[1:]], self.things))
-        return (played or step)(*args)
-
-    def _seat(self, kind, room, cache, x, more):
-        "A place for keys and values, and the step over it."
-        L, two, B, G, _, K = cache.store.shape
-        store, see = x.new_zeros(L, two, B, G, room, K), [x.new_ones(B, 1, 1, room, dtype=torch.bool)] if kind[3] else []
-        step = Graph(partial(self._over, kind, store.unbind(0)), [x, torch.zeros(1, dtype=torch.long, device=x.device), *more, *see],
-                     compiled=settings.recording == "compiled")
-        return Seat(store, step)
-
+# %% ../../nbs/model/11_reader.ipynb #f600014d
+class _Layers:
+    "One new token of each text, as a function of tensors."
     def _over(self, kind, lines, x, at, *more):
         "The step over fixed keys and values, one tensor a layer; `at` is the place of the new token."
         B, dtype, turned, masked, many = kind
@@ -246,6 +202,58 @@ class _NextToken:
             x = _add(x, down(h))
         return self.norm(x, None, long[-1])
 
+# %% ../../nbs/model/11_reader.ipynb #2fcebb7b
+class _NextToken(_Layers):
+    "One new token of each text."
+    stretch = 0, None # cosines and sines for some places, from this one on
+    def _turns(self, at, dtype):
+        begin, turns = self.stretch
+        if turns is None or not 0 <= at - begin < turns.shape[1] or turns.dtype != dtype:
+            positions = self.model.positions
+            places = torch.arange(at, min(at + 256, positions.limit), device=positions.table.device)
+            begin, turns = self.stretch = at, torch.stack(_angles(positions, places, dtype)[:2])
+        return *turns[:, at - begin].unbind(0), turns.shape[-1]
+
+    def _next(self, ids, mask, cache):
+        model, B, begin = self.model, len(ids), cache.length
+        H, G, K, end = self.heads, self.kv_heads, self.size, begin + 1
+        _check(model, ids, mask, begin, cache, B)
+        turns = mask is None and type(model.positions) is RotaryPositions
+        at = None if turns else _places(mask, begin, end, ids.device)
+        x = model.entry(model.look_up(ids), model.positions, at).flatten(0, 1)
+        cos, sin, turned = self._turns(begin, x.dtype) if turns else _angles(model.positions, at.flatten(), x.dtype)
+        see = None if mask is None else _sight(mask, 1, begin, end, ids.device)[0]
+        store = _room_in(cache, x, B, G, K, end)
+        kind = B, x.dtype, turned, see is not None, many_keys((B, G, H // G, K), store[0, 0, ..., :end, :])
+        x = self._step(kind, cache, begin, x, see, [t for t in (self.long, cos, sin) if t is not None])
+        cache.length = end
+        return x.view(B, 1, -1)
+
+    def _step(self, kind, cache, begin, x, see, more):
+        "The step of this kind: played, where it has been recorded."
+        if self.recordings is None: self._open()
+        if self.recordings and _sits(x) and (seat := seat_for(self.recordings, kind, cache, lambda room: self._seat(kind, room, cache, x, more))):
+            if see is not None: more = [*more, F.pad(see, (0, cache.room - see.shape[-1]))]
+            return seat.step(x, torch.full((1,), begin, device=x.device), *more)
+        args = x, cache.store[..., begin, :], cache.store[..., :begin + 1, :], *more, *([] if see is None else [see])
+        step, played = partial(self._through, kind), None
+        if self.recordings and not _sits(x):
+            played = self.recordings.find(kind, lambda: record(step, [x.clone(), *args[1:]], self.things))
+        return (played or step)(*args)
+
+    def _open(self):
+        "Look for what has been recorded; False where nothing can be, or should."
+        self.things = _things(*self.sources) if settings.recording != "off" else []
+        self.recordings = bool(self.things) and recordings(self.model, self.things)
+
+    def _seat(self, kind, room, cache, x, more):
+        "A place for keys and values, and the step over it."
+        L, two, B, G, _, K = cache.store.shape
+        store, see = x.new_zeros(L, two, B, G, room, K), [x.new_ones(B, 1, 1, room, dtype=torch.bool)] if kind[3] else []
+        step = Graph(partial(self._over, kind, store.unbind(0)), [x, torch.zeros(1, dtype=torch.long, device=x.device), *more, *see],
+                     compiled=settings.recording == "compiled")
+        return Seat(store, step)
+
 # %% ../../nbs/model/11_reader.ipynb #4f004d35
 class Unreadable(ValueError):
     "A model that a `Reader` cannot read."
@@ -263,7 +271,7 @@ class Reader(_Passage, _NextToken):
         self.norm, self.tapped = quick_norm(model.norm), [m for m in model.modules() if hasattr(type(m), "taps")]
         every = [*(n for b in model.layers for n in (b.norm1, b.norm2)), model.norm]
         self.long = longer_weights(every) if model.norm.weight.device.type == "cpu" else None
-        self.recordings, self.things = None, _things(every, packs) if settings.recording != "off" else []
+        self.recordings, self.sources = None, (every, packs)
         a = model.layers[0].attn
         self.heads, self.kv_heads, self.size, self.scale = a.heads, a.kv_heads, a.head_size, a.scale
         self.width, self.inner = len(model.norm.weight), model.layers[0].mlp.down.in_features
