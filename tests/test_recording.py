@@ -177,3 +177,18 @@ def test_a_compiled_step_reads_the_same(seated):
     m = decoder(layers=1)
     wanted, got = reply(m, [torch.arange(5)], "off", n=12), reply(m, [torch.arange(5)], "compiled", n=12)
     assert [ids for ids, _ in got] == [ids for ids, _ in wanted] and len(seats(m)) == 1
+
+
+def test_what_was_recorded_in_one_mode_is_played_in_the_other():
+    m, ids = decoder(), torch.arange(30)[None] % V
+    def states(mode):
+        cache, out = m.new_cache(), []
+        with mode():
+            r = Reader(m)
+            r.hidden(ids[:, :8], None, cache)
+            for t in range(8, 30): out.append(r.hidden(ids[:, t:t + 1], None, cache))
+        return torch.cat(out).clone()
+    first, other = states(torch.inference_mode), states(torch.no_grad)
+    assert all(steps(m)) and torch.equal(first, other) and not other.requires_grad
+    m.bfloat16().float()
+    assert torch.equal(states(torch.no_grad), states(torch.inference_mode)) and all(steps(m))

@@ -232,7 +232,7 @@ class _NextToken(_Layers):
     def _step(self, kind, cache, begin, x, see, more):
         "The step of this kind: played, where it has been recorded."
         if self.recordings is None: self._open()
-        if self.recordings and _sits(x) and (seat := seat_for(self.recordings, kind, cache, lambda room: self._seat(kind, room, cache, x, more))):
+        if self.recordings and _sits(x) and (seat := seat_for(self.recordings, (kind, self.compiled), cache, lambda room: self._seat(kind, room, cache, x, more))):
             if see is not None: more = [*more, F.pad(see, (0, cache.room - see.shape[-1]))]
             return seat.step(x, torch.full((1,), begin, device=x.device), *more)
         args = x, cache.store[..., begin, :], cache.store[..., :begin + 1, :], *more, *([] if see is None else [see])
@@ -243,16 +243,15 @@ class _NextToken(_Layers):
 
     def _open(self):
         "Look for what has been recorded; False where nothing can be, or should."
-        self.things = _things(*self.sources) if settings.recording != "off" else []
+        self.things, self.compiled = _things(*self.sources) if settings.recording != "off" else [], settings.recording == "compiled"
         self.recordings = bool(self.things) and recordings(self.model, self.things)
 
     def _seat(self, kind, room, cache, x, more):
         "A place for keys and values, and the step over it."
         L, two, B, G, _, K = cache.store.shape
         store, see = x.new_zeros(L, two, B, G, room, K), [x.new_ones(B, 1, 1, room, dtype=torch.bool)] if kind[3] else []
-        step = Graph(partial(self._over, kind, store.unbind(0)), [x, torch.zeros(1, dtype=torch.long, device=x.device), *more, *see],
-                     compiled=settings.recording == "compiled")
-        return Seat(store, step)
+        at = torch.zeros(1, dtype=torch.long, device=x.device)
+        return Seat(store, Graph(partial(self._over, kind, store.unbind(0)), [x, at, *more, *see], self.compiled))
 
 # %% ../../nbs/model/11_reader.ipynb #4f004d35
 class Unreadable(ValueError):
