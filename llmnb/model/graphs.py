@@ -65,6 +65,7 @@ class Seat:
         self.store[..., :n, :].copy_(cache.store[..., :n, :])
         cache.store, self.owner = self.store, weakref.ref(cache)
 
+# %% ../../nbs/model/10b_graphs.ipynb #d32c5239
 _seating = threading.Lock()
 
 def seat_for(

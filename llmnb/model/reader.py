@@ -269,7 +269,8 @@ class _NextToken(_Layers):
 
     def _open(self):
         "Look for what has been recorded; False where nothing can be, or should."
-        self.things, self.compiled = _things(*self.sources) if settings.recording != "off" else [], settings.recording == "compiled"
+        here = self.model.norm.weight.device.type in ("cpu", "cuda") and settings.recording != "off"
+        self.things, self.compiled = _things(*self.sources) if here else [], settings.recording == "compiled"
         self.recordings = bool(self.things) and recordings(self.model, self.things)
 
     def _seat(self, kind, room, cache, x, more):
@@ -366,6 +367,7 @@ def _part(b, norm1, norm2, products):
     qkv, o, up, down = products
     return norm1, qkv, o, norm2, up, down, b.mlp.act, b.mlp.gated
 
+# %% ../../nbs/model/11_reader.ipynb #d2dd82a6
 def _room_in(cache, x, B, G, K, end):
     "The cache's tensor, with room up to `end`."
     like = x.new_empty(B, G, 0, K)

@@ -86,8 +86,24 @@ def recompute_layers(
             with suppress(AttributeError): del layer.forward
     return undo
 
+# %% ../../nbs/train/03_step.ipynb #7bdfeb3a
+class _Clips:
+    "The length of the gradient of an `Engine`, and what is too long of it."
+    def _clip(self):
+        "Shorten the gradient; gives its length before."
+        if self.accelerator.scaler is not None: self.accelerator.scaler.unscale_(self.plain_optimizer)
+        if self.saw_gradient is not None: self.saw_gradient()
+        params = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in params])
+        if self.clip is not None and not self._short(norm): nn.utils.clip_grads_with_norm_(params, self.clip, norm)
+        return gathered(norm)
+
+    def _short(self, norm):
+        "Whether to multiply by one can be left out; where only another device knows, it is not asked."
+        return type(norm) is torch.Tensor and norm.device.type == "cpu" and bool(norm + 1e-6 <= self.clip)
+
 # %% ../../nbs/train/03_step.ipynb #9beb5350
-class Engine:
+class Engine(_Clips):
     "What makes a step: model and optimizer on a device."
     def __init__(self,
         model:nn.Module, # has .loss(batch, reduction="sum"); moved to the device
@@ -132,19 +148,6 @@ class Engine:
         self.torn = True                            # whoever counts the step makes it whole again
         self.optimizer.step(); self.optimizer.zero_grad()
         return loss, norm
-
-    def _clip(self):
-        "Shorten the gradient; gives its length before."
-        if self.accelerator.scaler is not None: self.accelerator.scaler.unscale_(self.plain_optimizer)
-        if self.saw_gradient is not None: self.saw_gradient()
-        params = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in params])
-        if self.clip is not None and not self._short(norm): nn.utils.clip_grads_with_norm_(params, self.clip, norm)
-        return gathered(norm)
-
-    def _short(self, norm):
-        "Whether to multiply by one can be left out; where only another device knows, it is not asked."
-        return type(norm) is torch.Tensor and norm.device.type == "cpu" and bool(norm + 1e-6 <= self.clip)
 
     def close(self) -> None:
         "Let go of gradients and of accelerate's hold on the model."
