@@ -41,15 +41,26 @@ def _slopes(logits, target, room, bias, softcap, smoothing, zloss):
     if softcap is not None: logits = cap_logits(logits.to(wide), softcap)
     if zloss: norm = logits.to(wide).logsumexp(-1, keepdim=True)
     slope = None if softcap is None else 1 - (logits / softcap).square()
-    d = torch.log_softmax(logits, -1, dtype=wide, out=room[:len(logits)])
-    loss = d.gather(1, target) * (smoothing - 1)
-    if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
+    d, loss = _likelihoods(logits, target, room[:len(logits)], smoothing)
     if zloss: loss = loss + zloss * norm.square()
-    d = d.exp_()
     if zloss: d *= 1 + 2 * zloss * norm
     if smoothing: d -= smoothing / len(room[0])
     d.scatter_add_(1, target, torch.full_like(loss, smoothing - 1))
     return loss, d if slope is None else d.mul_(slope)
+
+def _likelihoods(logits, target, room, smoothing):
+    "The probabilities (n, V), in `room`, and the loss of each row (n, 1)."
+    wide = room.dtype
+    if smoothing or not logits.is_cpu:                                      # the mean of all logarithms is wanted, or nobody should wait
+        d = torch.log_softmax(logits, -1, dtype=wide, out=room)
+        loss = d.gather(1, target) * (smoothing - 1)
+        if smoothing: loss = loss - smoothing * d.mean(-1, keepdim=True)
+        return d.exp_(), loss
+    p = torch.softmax(room.copy_(logits), -1, out=room)                     # where it stands: wide copies in new memory are dear
+    mine = p.gather(1, target)
+    loss, lost = -mine.log(), mine[:, 0] < 1e-30                            # too little to be told from its logarithm
+    if lost.any(): loss[lost] = -torch.log_softmax(logits[lost], -1, dtype=wide).gather(1, target[lost])
+    return p, loss
 
 def _slice(x, weight): return max(1, 2 ** (21 if x.device.type == "cpu" else 27) // len(weight))
 
@@ -60,7 +71,7 @@ def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:tor
     "The loss, and the gradients of x, weight and bias that are wanted: made in `dtype`, summed in float32 or wider."
     w, wide = weight.to(dtype), torch.promote_types(dtype, torch.float32)
     dx, dw, db = _room(x, weight, wide, wanted)
-    for sum_ in (dw, db): sum_.zero_()
+    db.zero_()
     total, rows = torch.zeros((), dtype=wide, device=x.device), max(1, min(rows, len(x)))
     slim = dtype != wide                                                    # slopes are made wide, a few rows at a time, and kept slim
     few = min(rows, _slice(x, weight)) if slim else rows
@@ -76,9 +87,15 @@ def _by_rows(x:Tensor, weight:Tensor, labels:Tensor, bias:Tensor|None, dtype:tor
         slopes = logits if slim else d
         if wanted[0]: dx[i:i+rows] = (slopes @ w) * real                    # rows that nobody asks about: zeroed where they are short
         if not wanted[1]: continue
-        if slim: dw += slopes.T @ (part * real)
-        else: dw.addmm_(slopes.T, part * real)
+        if slim: _collect(dw, slopes.T @ (part * real), first=i == 0)
+        else: torch.addmm(dw, slopes.T, part * real, beta=min(i, 1), out=dw)
+    if not len(x): dw.zero_()
     return total, dx, dw, db
+
+def _collect(sum_, part, first):
+    "Add numbers of a narrower format, a few rows at a time: torch would make all of them wide in new memory."
+    if first: sum_.copy_(part); return
+    for a, b in zip(sum_.split(512), part.split(512)): a += b
 
 def _room(x, weight, wide, wanted):
     "Places for the gradients; empty ones for those that nobody wants."
