@@ -70,7 +70,7 @@ _settings = (
     Setting("offline", False, _boolean, "true: never ask the network"),
     Setting("recording", "auto", _choice("auto", "off", "compiled"),
             "auto: the steps of a reply are recorded when that pays, and played without Python; off: never; "
-            "compiled: on a GPU by PyTorch's compiler first, which takes a minute"),
+            "compiled: on a GPU by PyTorch's compiler first, which takes a while"),
     Setting("scale", "full", _choice("full", "quick"),
             "size of tutorials and benchmarks: full as published, quick for tests"),
 )

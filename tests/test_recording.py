@@ -120,7 +120,7 @@ def test_what_cannot_be_recorded_is_done_by_python():
     m.layers[0].mlp.up = new = Strange(old.in_features, old.out_features, bias=False)
     new.weight = old.weight
     assert not _things([b.norm1 for b in m.layers], [(b.mlp.up,) for b in m.layers]) and reply(m, [torch.arange(5)]) == reply(m, [torch.arange(5)], "off")
-    assert recording.record(lambda x: torch.tensor(float("nan")) if x.sum() > 1e9 else {}["no such"], (torch.ones(2),)) is None
+    assert recording.record(lambda x: {}["no such"], (torch.ones(2),)) is None
 
 
 @pytest.fixture
