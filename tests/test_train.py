@@ -302,6 +302,7 @@ def test_background_pause_resume_stop(data, unbroken, tmp_path):
     t.resume(); assert t.state == "running"
     t.stop().wait(60)
     assert t.state == "stopped" and t.step > at and not t.alive
+    t.callbacks.clear()
     t.fit(background=True).wait(60)
     assert t.state == "done" and same_as(t, unbroken)
 
