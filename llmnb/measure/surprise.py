@@ -69,7 +69,8 @@ def token_losses(
 ) -> TokenLosses:
     "The surprise of each token, given what is before it; an encoder sees all the others, an encoder-decoder the source, too."
     model = at_rest(_with_face(model))
-    if (other := _other_kind(model)) is pair_perplexity: return _target_losses(model, tok, text)
+    other = _other_kind(model)
+    if other and model.config.arch.pair: return _target_losses(model, tok, text)
     if not isinstance(text, str): raise TypeError(f"text is a {type(text).__name__}; expected one string. Many texts: text_losses.")
     if other: return _gap_losses(model, tok, text, ctx, stride, batch_size)
     ctx, stride = _bounds(model, ctx, stride)
