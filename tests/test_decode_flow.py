@@ -92,6 +92,33 @@ def test_adapted_models(cls, kw, tok):
     assert chat.turns[-1].reply.ids == generate(m, tok, chat_ids(tok, chat.turns[:3]), max_new_tokens=6, stop=chat.stop).ids and chat.turns[-1].read < len(chat.turns[-1].reply.prompt_ids)
 
 
+@pytest.mark.parametrize("cls, kw", [
+    ("MarianMT", dict(d_model=32, encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+                      decoder_attention_heads=4, decoder_start_token_id=0, forced_eos_token_id=None)),
+    ("Mistral", dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, sliding_window=5)),
+    ("Bloom", dict(hidden_size=32, n_layer=2, n_head=4)), ("Rwkv", dict(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32))])
+def test_adapted_models_of_all_kinds(cls, kw):
+    "Who counts every place, who has a window, who has no context length, who keeps a state: batches are single runs all the same."
+    import transformers as hf
+    torch.manual_seed(0)
+    config = getattr(hf, cls.removesuffix("MT") + "Config")(vocab_size=V, bos_token_id=None, eos_token_id=None, pad_token_id=0, **kw)
+    theirs = getattr(hf, cls + ("Model" if cls == "MarianMT" else "ForCausalLM"))(config).eval()
+    with torch.no_grad():
+        for n, p in theirs.named_parameters(): p.mul_(1 if p.dim() == 1 or "position" in n else 4)
+    m, some = adapt(theirs), dict(stop=STOP, max_new_tokens=10)
+    single = [generate(m, None, p, **some).ids for p in MANY[:9]]
+    assert len({tuple(ids) for ids in single}) > 2
+    for size in (9, 3): assert [g.ids for g in generate(m, None, MANY[:9], batch_size=size, **some)] == single
+    beams = [generate(m, None, p, strategy=Beam(2), **some).ids for p in MANY[:4]]
+    assert [g.ids for g in generate(m, None, MANY[:4], strategy=Beam(2), **some)] == beams
+    if cls == "Rwkv":
+        with pytest.raises(ValueError, match="needs a cache"): generate(m, None, MANY[3], strategy=PromptLookup(), **some)
+        return
+    for how in (PromptLookup(), Speculative(m), Guided(1.0)): assert [generate(m, None, p, strategy=how, **some).ids for p in MANY[:3]] == single[:3]
+    kept = Kept()
+    for p, ids in zip(MANY[:3], single): assert generate(m, None, [*p[:-1], 9, 5], kept=kept, **some) and generate(m, None, p, kept=kept, **some).ids == ids
+
+
 def test_a_thousand_prompts_keep_the_batch_full(tok):
     m, widths = make("llama", layers=1, width=16), []
     prompts = [[3 + i % 290] * (1 + i % 5) for i in range(1000)]

@@ -62,6 +62,15 @@ class At(Callback):
         if row["step"] == self.step: self.what(t)
 
 
+class Until(Callback):
+    "Holds the thread that trains, after one step or after each, until something is true: what other threads do meanwhile has all its time."
+    def __init__(self, true, step=None): self.true, self.step = true, step
+    def on_step(self, t, row):
+        while self.step in (None, row["step"]) and not self.true(t): time.sleep(0.002)
+
+
+def asked_to_pause(t): return not t._go.is_set()
+def asked_to_stop(t): return t._stop.is_set()
 def interrupt(t): raise KeyboardInterrupt
 def same_as(t, other): return losses(t) == losses(other) and valids(t) == valids(other) and all(map(torch.equal, t.model.state_dict().values(), other.model.state_dict().values()))
 
@@ -282,17 +291,18 @@ def test_compiled_is_near_and_resumes(data, tmp_path):
 # ---- in the background
 
 def test_background_pause_resume_stop(data, unbroken, tmp_path):
-    slow = Callback(); slow.on_step = lambda t, row: time.sleep(0.01)
-    t = make(data, tmp_path / "r", callbacks=[slow])
+    t = make(data, tmp_path / "r", callbacks=[Until(asked_to_pause, 3), Until(asked_to_stop, 5)])
     assert t.fit(background=True) is t and t.alive
     with pytest.raises(RunError, match="being trained already"): t.fit()
+    while t.step < 3: time.sleep(0.002)
     t.pause(); at = t.step
-    assert t.state == "paused"; time.sleep(0.1); assert t.step == at
+    assert t.state == "paused"; time.sleep(0.1); assert t.step == at == 3
     t.model.eval()                                                  # whoever looks at a paused model may forget to put it back
     with pytest.raises(RunError, match="another trainer"): Trainer.reopen(tmp_path / "r", callbacks=()).fit()
-    t.resume(); assert t.state in ("running", "done")
-    t.stop().wait(30)
-    assert t.state == "stopped" and not t.alive
+    t.resume(); assert t.state == "running"
+    t.stop().wait(60)
+    assert t.state == "stopped" and t.step > at and not t.alive
+    t.callbacks.clear()
     t.fit(background=True).wait(60)
     assert t.state == "done" and same_as(t, unbroken)
 

@@ -1,10 +1,10 @@
 "Averages, guards, watches, trackers, the rate search: they see everything, change what they should, and nothing else."
-import json, math, shutil, statistics, warnings
+import json, math, shutil, statistics, time, warnings
 
 import pytest
 import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
-from test_train import At, data, interrupt, losses, make, make_model, quiet, same_as, unbroken, valids     # noqa: F401 (fixtures)
+from test_train import At, Until, asked_to_pause, data, interrupt, losses, make, make_model, quiet, same_as, unbroken, valids     # noqa: F401 (fixtures)
 
 from llmnb.plugins import registry
 from llmnb.train.averages import EMA, load_averaged
@@ -267,10 +267,9 @@ def test_lr_find_leaves_everything_as_it_was(data, unbroken, tmp_path):
 
 
 def test_lr_find_while_paused_but_not_while_running(data, unbroken, tmp_path):
-    import time
-    slow = Callback(); slow.on_step = lambda t, row: time.sleep(0.02)
-    t = make(data, tmp_path / "r", callbacks=[slow]).fit(background=True)
+    t = make(data, tmp_path / "r", callbacks=[Until(asked_to_pause, 3)]).fit(background=True)
     with pytest.raises(RunError, match="pause"): lr_find(t)
+    while t.step < 3: time.sleep(0.002)
     t.pause(); lr_find(t, steps=10); t.resume().wait(60)
     assert same_as(t, unbroken)
     for wrong in (dict(low=1.0, high=0.1), dict(steps=3), dict(low=0)):

@@ -1,5 +1,5 @@
 "The process that becomes one page after the other: each as if it had been started for itself."
-import os, signal
+import os, signal, time
 from pathlib import Path
 
 import pytest
@@ -57,3 +57,12 @@ def alive(pid):
 def test_it_is_told_when_the_warm_process_is_gone(tmp_path):
     (tmp_path/"script.py").write_text("import os, signal; os.kill(os.getppid(), signal.SIGKILL)")
     with Warm() as warm, pytest.raises(RuntimeError, match="gone"): warm.run([tmp_path/"script.py"], tmp_path, os.environ, tmp_path/"said")
+
+
+def test_two_answers_that_come_at_once_are_both_heard(warm, tmp_path):
+    "A fork that ends before its number is read: both lines lie there, and none is waited for."
+    read = warm._hear
+    def late(seconds): time.sleep(0.3); return read(seconds)
+    warm._hear = late
+    try: assert warm.run([tmp_path/"none.py"], tmp_path, os.environ, tmp_path/"said", timeout=30)[0] == 1
+    finally: del warm._hear

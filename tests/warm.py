@@ -6,13 +6,15 @@ own environment, that ends as a process ends. A third of what a small page costs
 Nothing of llmnb is imported before the fork, so no page finds what another one, or the tests, left behind.
 """
 import gc, importlib, json, os, runpy, select, signal, subprocess, sys
+from contextlib import suppress
 from pathlib import Path
 
 
 class Warm:
     "The process, from outside: it lives until it is closed, or its parent is gone."
     def __init__(self, *modules):
-        self.process = subprocess.Popen([sys.executable, __file__, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, __file__, *modules], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        bufsize=0)   # select() sees nothing of what lies in a buffer already
 
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
@@ -24,12 +26,11 @@ class Warm:
 
     def run(self, argv, cwd, env, said, timeout=600):
         "Run a Python script with arguments in a fork: its exit code (negative: a signal) and what it wrote, also kept in `said`."
-        self.process.stdin.write(json.dumps(dict(argv=list(map(str, argv)), cwd=str(cwd), env=dict(env), said=str(said))) + "\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(json.dumps(dict(argv=list(map(str, argv)), cwd=str(cwd), env=dict(env), said=str(said))).encode() + b"\n")
         pid = self._hear(60)["pid"]
         try: return self._hear(timeout)["code"], Path(said).read_text(encoding="utf-8", errors="replace")
         except TimeoutError:
-            os.killpg(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
             self._hear(60)
             raise
 

@@ -118,7 +118,7 @@ def _follow(other, session, ids):
 def _shadow(session, model, prompts):
     "A session beside another."
     rows = [Row(p, number=r.number) for p, r in zip(prompts, session.rows)]
-    ctx = getattr(getattr(model, "config", None), "ctx", math.inf)
+    ctx = getattr(getattr(model, "config", None), "ctx", None) or math.inf
     for p, r in zip(prompts, session.rows):
         if len(p) >= ctx:
             raise ValueError(f"the second text has {len(p)} tokens, but its model's context is {ctx}; shorten it.")

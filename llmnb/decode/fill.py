@@ -14,7 +14,7 @@ import torch
 from .processors import History
 from .prompts import _count, _seed
 from .reply import name_token
-from .session import DecodeError, _device, evaluating
+from .session import DecodeError, _device, evaluating, right_pad
 from .strategies import Draws, Greedy, Strategy, pick_strategy
 from ..display import Static, table, token_strip
 from ..model.rest import at_rest
@@ -55,11 +55,7 @@ def masked_logits(
     rows:list, # lists of ids
 ) -> list: # (T, V) for each
     "What the model thinks of every place."
-    T, device = max(map(len, rows)), _device(model)
-    ids = torch.tensor([[*r, *[0] * (T - len(r))] for r in rows], device=device)
-    mask = torch.tensor([[1] * len(r) + [0] * (T - len(r)) for r in rows], device=device)
-    if mask.all(): mask = None
-    with evaluating(model): logits = model(ids, mask)
+    with evaluating(model): logits = model(*right_pad(rows, _device(model)))
     if logits.dim() != 3:
         raise TypeError(f"the model gives {tuple(logits.shape)}, not logits for each place; it needs a head for masked "
                         f"words.")

@@ -7,11 +7,12 @@ __all__ = ['remember', 'generate', 'Stream', 'stream']
 
 # %% ../../nbs/decode/03_generate.ipynb #4556ce2b
 import asyncio, threading, weakref
+from itertools import groupby
 
 from .constrain import constrain
 from .prompts import _count, _seed, make_rows, split_prompts
 from .reply import Generation, Piece, from_row
-from .session import DecodeError, Kept, Session, _device, evaluating, left_pad, next_logits
+from .session import DecodeError, Kept, Session, _device, evaluating, is_pair, left_pad, next_logits
 from .strategies import Draws, Greedy, Sample, Strategy, pick_strategy
 from ..device import in_notebook, is_captured
 from ..model.rest import at_rest
@@ -32,10 +33,13 @@ def _session(model, tok, rows, seed, cache, sliding, room, top, waiting=(), kept
     queue = [(r, seed + r.number) for r in waiting]
     return Session(model, rows, draws, cache, sliding, room, tok and tok.vocab_size, top, queue, kept)
 
-def _batches(rows, size, strategy, sliding):
+def _batches(model, rows, size, strategy, sliding):
     "(rows to begin with, rows that come in as others end): a strategy with a loop of its own takes its rows as they are."
-    common = getattr(type(strategy), "decode", Strategy.decode) is Strategy.decode and not sliding
-    return [(rows[:size], rows[size:])] if common and rows else [(rows[i:i+size], []) for i in range(0, len(rows), size)]
+    shifts = getattr(model, "shifts", True) if len(rows) > 1 else True   # of some models no text can begin later than another
+    common = getattr(type(strategy), "decode", Strategy.decode) is Strategy.decode and not sliding and shifts
+    if common and rows: return [(rows[:size], rows[size:])]
+    alike = [rows] if shifts or is_pair(model) else [list(g) for _, g in groupby(rows, lambda r: len(r.prompt_ids))]
+    return [(some[i:i+size], []) for some in alike for i in range(0, len(some), size)]
 
 # %% ../../nbs/decode/03_generate.ipynb #c3afc0e5
 class _Bar:
@@ -85,7 +89,7 @@ def generate(
     strategy = constrain(strategy, constraint, rows, tok)
     by_length, bar = sorted(rows, key=lambda r: len(r.prompt_ids)), _Bar(rows, progress)
     with evaluating(model):
-        for some, waiting in _batches(by_length, size, strategy, sliding):
+        for some, waiting in _batches(model, by_length, size, strategy, sliding):
             session = _session(model, tok, some, seed, cache, sliding, max_new_tokens, alternatives, waiting, kept)
             try:
                 for _ in _loop(strategy, session): bar.look()

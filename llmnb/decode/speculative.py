@@ -42,7 +42,7 @@ class ModelDraft:
     ) -> tuple: # ids, and the distribution of each
         "What the model thinks comes next."
         self.cache.trim(min(self.cache.length, len(ids) - 1))
-        n, new, guesses = min(n, self.model.config.ctx - len(ids)), ids[self.cache.length:], []
+        n, new, guesses = int(min(n, (self.model.config.ctx or math.inf) - len(ids))), ids[self.cache.length:], []
         for _ in range(n):
             with evaluating(self.model): logits = next_logits(self.model, _tensor(new, self.model), None, self.cache, self.memory)
             guesses.append(choose(logits))

@@ -9,6 +9,7 @@ __all__ = ['AdaptedConfig', 'read_theirs', 'AdaptedCache', 'Adapted', 'adapt', '
 import inspect, math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,9 @@ class AdaptedCache:
     def __init__(self, pair=False, config=None):
         from transformers import DynamicCache, EncoderDecoderCache
         self.theirs = EncoderDecoderCache(DynamicCache(), DynamicCache()) if pair else DynamicCache(config=config)
+        kinds = {type(layer).__name__ for layer in getattr(self.theirs, "layers", ())}
+        if "DynamicSlidingWindowLayer" in kinds <= {"DynamicSlidingWindowLayer", "DynamicLayer"}:
+            self.theirs = DynamicCache()     # keep what has left a window, or nothing could be trimmed; their masks hide it
 
     @property
     def own(self): return getattr(self.theirs, "self_attention_cache", self.theirs)
@@ -88,7 +92,10 @@ class AdaptedCache:
         "Forget all tokens after the first `n`."
         if not 0 <= n <= self.length:
             raise ValueError(f"trim({n}): the cache holds {self.length} tokens; expected 0 to {self.length}.")
-        if n < self.length: self.own.crop(n - self.length)  # theirs counts what goes
+        try: n < self.length and self.own.crop(n - self.length)          # theirs counts what goes
+        except RuntimeError:
+            raise ValueError("this model's state cannot go back to an earlier token: speculation does not go with it; "
+                             "use Greedy() or Sample().") from None
         return self
 
     def __repr__(self): return f"AdaptedCache(length={self.length}, {self.nbytes:,} bytes)"
@@ -184,6 +191,20 @@ class Adapted(_Reading, _Looking, nn.Module):
         ids = torch.zeros(1, 3, dtype=torch.long, device=self.device)
         training, _ = self.theirs.training, self.theirs.eval()
         try: return torch.equal(head(body(input_ids=ids).last_hidden_state), self.theirs(input_ids=ids).logits)
+        except Exception: return False
+        finally: self.theirs.train(training)
+
+    @cached_property
+    def shifts(self) -> bool:
+        "Whether a text may begin later in its row, after padding, with the same logits: tried on three tokens."
+        some = torch.tensor([[self.config.vocab_size // k for k in (2, 3, 4)]], device=self.device)
+        late = F.pad(some, (4, 0))
+        training, _ = self.theirs.training, self.theirs.eval()
+        try:
+            with torch.no_grad():
+                memory = dict(memory=self.read(some)) if self.config.arch.pair else {}
+                plain, moved = (self.unembed(self.hidden(x, m, **memory))[:, -3:].float() for x, m in ((some, None), (late, (late > 0).long())))
+            return bool((plain - moved).abs().max() <= torch.finfo(self.dtype).eps ** 0.5 * plain.abs().max())
         except Exception: return False
         finally: self.theirs.train(training)
 

@@ -175,7 +175,7 @@ class Playground(_Replies):
         "The replies of several strategies to the prompt that stands in the box, side by side."
         with self.lock: self.stop().wait()
         self.places = dict(self.places, **places)
-        room = self.model.config.ctx - len(self.tok.encode(str(self.places["prompt"]))) - 1
+        room = (self.model.config.ctx or 2048) - len(self.tok.encode(str(self.places["prompt"]))) - 1
         return side_by_side({name: _answer(self, name, room) for name in strategies})
 
     @property
