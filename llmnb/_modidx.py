@@ -1146,6 +1146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'llmnb.measure.scoring._answers': ('measure/scoring.html#_answers', 'llmnb/measure/scoring.py'),
                                        'llmnb.measure.scoring._as_figures': ( 'measure/scoring.html#_as_figures',
                                                                               'llmnb/measure/scoring.py'),
+                                       'llmnb.measure.scoring._by_name': ('measure/scoring.html#_by_name', 'llmnb/measure/scoring.py'),
                                        'llmnb.measure.scoring._each': ('measure/scoring.html#_each', 'llmnb/measure/scoring.py'),
                                        'llmnb.measure.scoring._judge': ('measure/scoring.html#_judge', 'llmnb/measure/scoring.py'),
                                        'llmnb.measure.scoring._name': ('measure/scoring.html#_name', 'llmnb/measure/scoring.py'),

@@ -62,7 +62,7 @@ class Choice(Record):
         if len(self.options) < 2:
             raise ValueError(f"{self.question[:40]!r} has {len(self.options)} options; expected at least two.")
         if not isinstance(self.answer, Integral) or not 0 <= self.answer < len(self.options):
-            raise ValueError(f"answer = {self.answer!r}; expected the number of the right option, 0 to {len(self.options) - 1}.")
+            raise ValueError(f"answer = {self.answer!r}; expected 0 to {len(self.options) - 1}, the number of the right option.")
 
 _weights = dict(sum=lambda f: 1.0, tokens=lambda f: f[:, 1], bytes=lambda f: f[:, 2])
 
