@@ -19,12 +19,12 @@ __all__ = ['LLMNBError', 'settings', 'registry', 'seed_everything', 'free_memory
            'PromptLookup', 'best_of', 'majority', 'Choice', 'Regex', 'JSONSchema', 'Grammar', 'Seconds', 'Sentences',
            'DRY', 'XTC', 'NoRepeatNGram', 'LogitBias', 'BadWords', 'Forced', 'MinNewTokens', 'leave_early', 'Chat',
            'fill', 'refine', 'Tree', 'beam_tree', 'speculation_strip', 'perplexity', 'bits_per_byte', 'bigram_baseline',
-           'unigram_baseline', 'evaluate_loss', 'metric', 'score', 'Score', 'token_losses', 'run_code',
-           'sandbox_missing', 'human_eval_problems', 'keep_figures', 'save_report', 'load_report', 'compare_reports',
-           'LanguageModelling', 'Translation', 'Summarization', 'Answering', 'SpanAnswering', 'MultipleChoice',
-           'Classifying', 'Cloze', 'CodeWriting', 'Conversing', 'quantize', 'save_quantized', 'load_quantized', 'prune',
-           'Dashboard', 'show_run', 'watch', 'playground', 'Playground', 'branch', 'reply_tree', 'compare_strategies',
-           'chat_panel']
+           'unigram_baseline', 'evaluate_loss', 'metric', 'paired', 'evaluator', 'harness_model', 'score', 'Score',
+           'token_losses', 'run_code', 'run_codes', 'sandbox_missing', 'human_eval_problems', 'keep_figures',
+           'save_report', 'load_report', 'compare_reports', 'LanguageModelling', 'Translation', 'Summarization',
+           'Answering', 'SpanAnswering', 'MultipleChoice', 'Classifying', 'Cloze', 'CodeWriting', 'Conversing',
+           'quantize', 'save_quantized', 'load_quantized', 'prune', 'Dashboard', 'show_run', 'watch', 'playground',
+           'Playground', 'branch', 'reply_tree', 'compare_strategies', 'chat_panel']
 
 # %% ../nbs/notebook/05_all.ipynb #98511eb7
 from . import LLMNBError
@@ -43,10 +43,12 @@ from .device import free_memory, pick_device, pick_dtype, probe, seed_everything
 from .display import bar_chart, heat_map, line_chart, table, token_strip
 from .measure.code import human_eval_problems
 from .measure.choosing import Cloze, Classifying, LanguageModelling, MultipleChoice, SpanAnswering
-from .measure.metrics import metric
+from .measure.harness import harness_model
+from .measure.metrics import evaluator, metric
 from .measure.perplexity import bigram_baseline, bits_per_byte, evaluate_loss, perplexity, unigram_baseline
 from .measure.report import compare_reports, keep_figures, load_report, save_report
-from .measure.sandbox import run_code, sandbox_missing
+from .measure.sandbox import run_code, run_codes, sandbox_missing
+from .measure.scores import paired
 from .measure.scoring import Score, score
 from .measure.surprise import token_losses
 from .measure.tasks import Answering, CodeWriting, Conversing, Summarization, Translation
@@ -118,7 +120,7 @@ _all_ = [
     "DRY", "XTC", "NoRepeatNGram", "LogitBias", "BadWords", "Forced", "MinNewTokens", "leave_early",
     "Chat", "fill", "refine", "Tree", "beam_tree", "speculation_strip",
     "perplexity", "bits_per_byte", "bigram_baseline", "unigram_baseline", "evaluate_loss",
-    "metric", "score", "Score", "token_losses", "run_code", "sandbox_missing", "human_eval_problems", "keep_figures", "save_report", "load_report", "compare_reports",
+    "metric", "paired", "evaluator", "harness_model", "score", "Score", "token_losses", "run_code", "run_codes", "sandbox_missing", "human_eval_problems", "keep_figures", "save_report", "load_report", "compare_reports",
     "LanguageModelling", "Translation", "Summarization", "Answering", "SpanAnswering", "MultipleChoice", "Classifying", "Cloze",
     "CodeWriting", "Conversing",                                   # measure
     "quantize", "save_quantized", "load_quantized", "prune",                                                                 # shrink

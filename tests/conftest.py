@@ -2,6 +2,7 @@
 import gc, os, sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,6 +14,10 @@ os.environ.setdefault("LLMNB_OFFLINE", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")    # two tests at a time on two cores
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# The same examples in each run, however slow the machine is; `pytest --hypothesis-profile=default` draws others.
+hypothesis.settings.register_profile("llmnb", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("llmnb")
 
 
 @pytest.fixture(scope="session")

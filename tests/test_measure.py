@@ -131,7 +131,9 @@ def test_a_bigram_sums_to_one():
 @pytest.mark.parametrize("says, wrong", [
     ("text 1 is empty", lambda m, t: perplexity(m, t, ["To be", ""])), ("text 0 is empty", lambda m, t: perplexity(m, t, "")),
     ("nothing to measure: 0 texts", lambda m, t: perplexity(m, t, [])), ("nothing to measure: 1 text", lambda m, t: perplexity(m, t, "q")),
-    ("texts is int", lambda m, t: perplexity(m, t, 3)), ("text 1 is NoneType", lambda m, t: perplexity(m, t, ["a b", None])),
+    ("model is 'gpt2'; expected a model", lambda m, t: perplexity("gpt2", t, TEXTS)), ("tok is None", lambda m, t: perplexity(m, None, TEXTS)),
+    ("ctx = 2.5; expected a whole number", lambda m, t: perplexity(m, t, TEXTS, ctx=2.5)), ("text is a list", lambda m, t: token_losses(m, t, TEXTS)),
+    ("is one token, with nothing before it", lambda m, t: token_losses(m, t, "q")), ("texts is int", lambda m, t: perplexity(m, t, 3)), ("text 1 is NoneType", lambda m, t: perplexity(m, t, ["a b", None])),
     ("ctx = 17; expected 1 to 16", lambda m, t: perplexity(m, t, TEXTS, ctx=17)), ("ctx = 0", lambda m, t: perplexity(m, t, TEXTS, ctx=0)),
     ("stride = 17; expected 1 to ctx = 16", lambda m, t: perplexity(m, t, TEXTS, stride=17)), ("stride = 0", lambda m, t: perplexity(m, t, TEXTS, stride=0)),
     ("batch_size = 0", lambda m, t: perplexity(m, t, TEXTS, batch_size=0)), ("bytes = 0", lambda m, t: bits_per_byte(1.0, 1, 0)),
@@ -191,12 +193,37 @@ def test_pseudo_perplexity_is_one_mask_at_a_time():
     for i in range(before, len(ids) - 1):
         with torch.no_grad(): total.append(-m(torch.tensor([[*ids[:i], mask, *ids[i+1:]]]))[0, i].log_softmax(-1)[ids[i]].item())
     for size in (1, 4): assert pseudo_perplexity(m, tok, text, batch_size=size).loss == pytest.approx(np.mean(total), abs=1e-4)
+    alone = token_losses(m, tok, text)
+    assert alone.losses == pytest.approx(total, abs=1e-4) and alone.ids == tok.encode(text)            # the report of an encoder
+    long = token_losses(m, tok, TEXTS[2], batch_size=5)
+    assert long.ids == tok.encode(TEXTS[2]) and long.loss == pytest.approx(pseudo_perplexity(m, tok, TEXTS[2]).loss, abs=1e-4)
+    for f in (lambda: text_losses(m, tok, TEXTS), lambda: metric("perplexity", model=m, tok=tok).compute(predictions=TEXTS)):
+        with pytest.raises(ValueError, match="does not read on"): f()                                  # no nonsense from a model that sees all
     parts = [pseudo_perplexity(m, tok, t) for t in TEXTS]
     whole = perplexity(m, tok, (t for t in TEXTS))                                                     # dispatched; a generator
     assert whole.loss == pytest.approx(sum(p.loss * p.tokens for p in parts) / whole.tokens, abs=1e-4)
     assert whole.bytes == sum(len(t.encode()) for t in TEXTS) and whole.tokens == sum(len(tok.encode(t)) for t in TEXTS)
     for says, kw in (("text 0 is empty", dict(texts="")), ("stride = 99", dict(texts="a", stride=99)), ("ctx = 17", dict(texts="a", ctx=17)), ("has no room", dict(texts="a", ctx=1))):
         with pytest.raises(ValueError, match=says): pseudo_perplexity(m, tok, **kw)
+
+
+def test_models_of_transformers_of_each_kind(tok):
+    "They go to the computation of their kind by themselves, and give what their own forward gives."
+    from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+    torch.manual_seed(0)
+    masked = Tokenizer.train(TEXTS, vocab_size=V, min_frequency=1).with_special("<|mask|>")
+    bert = BertForMaskedLM(BertConfig(vocab_size=masked.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, max_position_embeddings=CTX)).eval()
+    from llmnb.text.targets import _frame
+    ids, mask, total = _frame(masked, masked.encode("To be")), masked.encode("<|mask|>")[0], []
+    for i in range(len(_frame(masked, [])) - 1, len(ids) - 1):
+        with torch.no_grad(): total.append(-bert(torch.tensor([[*ids[:i], mask, *ids[i+1:]]])).logits[0, i].log_softmax(-1)[ids[i]].item())
+    assert perplexity(bert, masked, "To be").loss == pytest.approx(np.mean(total), abs=1e-4)
+    assert token_losses(bert, masked, "To be").losses == pytest.approx(total, abs=1e-4)
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=tok.vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0, pad_token_id=0)).eval()
+    src, tgt = [*tok.encode("To be"), tok.eos_id], [*tok.encode("or not"), tok.eos_id]
+    with torch.no_grad(): found = t5(input_ids=torch.tensor([src]), labels=torch.tensor([tgt])).loss
+    assert perplexity(t5, tok, [("To be", "or not")]).loss == pytest.approx(float(found), abs=1e-4)
+    assert token_losses(t5, tok, ("To be", "or not")).loss == pytest.approx(float(found), abs=1e-4)
 
 
 def test_pair_perplexity_is_one_token_at_a_time(tok):
@@ -212,5 +239,10 @@ def test_pair_perplexity_is_one_token_at_a_time(tok):
             n += 1
     for size in (1, 2, 8): assert pair_perplexity(m, tok, pairs, batch_size=size).loss == pytest.approx(total / n, abs=1e-4)
     assert perplexity(m, tok, iter(pairs)).tokens == n
+    alone = token_losses(m, tok, pairs[1])
+    assert alone.ids == [*tok.encode(pairs[1].target), tok.eos_id] and alone.loss == pytest.approx(pair_perplexity(m, tok, pairs[1:2]).loss, abs=1e-4)
+    for says, f in (("leave out ctx", lambda: perplexity(m, tok, pairs, ctx=8)), ("no text in their targets", lambda: perplexity(m, tok, [("a", "")])),
+                    ("pairs is 'a b'", lambda: perplexity(m, tok, "a b"))):
+        with pytest.raises((TypeError, ValueError), match=says): f()
     for says, wrong in (("the source of pair 1 has .* tokens with its end, but the context is 40", [("a", "b"), ("long " * 50, "x")]), ("no pairs", []), ("pair 0 is a str", ["text"])):
         with pytest.raises((ValueError, TypeError), match=says): pair_perplexity(m, tok, wrong)

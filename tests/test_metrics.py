@@ -308,6 +308,34 @@ def test_more_mistakes(says, make):
     with pytest.raises((ValueError, TypeError), match=says): make()
 
 
+def test_answers_are_matched_by_their_ids():
+    "As the hub's metric `squad` matches them; a stream's batches, pairs of systems and single answers, too."
+    said = [dict(id=str(i), prediction_text=t) for i, t in enumerate(["Denver Broncos", "1976", "gold"])]
+    right = [dict(id=str(i), answers=dict(text=[t], answer_start=[0])) for i, t in enumerate(["the Denver Broncos", "1976", "silver"])]
+    m = metric("squad")
+    straight = m.compute(predictions=said, references=right)
+    assert straight["exact_match"] == pytest.approx(200 / 3) and m.compute(predictions=said[::-1], references=right) == straight
+    assert m.each(said, right[::-1]) == m.each(said, right) == [100, 100, 0] and paired(m, said, said[::-1], right, samples=10)["difference"] == 0
+    for says, s, r in (("'7', which no reference has", [dict(said[0], id="7"), *said[1:]], right), ("only 2 of 3 references", said, [right[0], right[1], right[1]])):
+        with pytest.raises(ValueError, match=says): m.compute(predictions=s, references=r)
+    assert m.compute(predictions=[s["prediction_text"] for s in said], references=right) == straight                        # without ids: by place
+
+
+def test_names_and_options_as_others_write_them():
+    for name, known in (("BLEU", "bleu"), ("Rouge", "rouge"), (" exact_match", "exact-match"), ("pass@k", "pass-at-k"), ("chrF", "chrf")):
+        assert type(metric(name)) is registry("metrics").get(known)
+    poor, refs = ["the cats sat down", "a dog"], ["the cat sits down", "a dog runs"]
+    of = lambda name, **options: metric(name).compute(predictions=poor, references=refs, **options)
+    assert of("rouge", use_stemmer=True, rouge_types=["rouge1"]) == of("rouge", stem=True, types=["rouge1"]) != of("rouge", types=["rouge1"])
+    assert of("rouge", tokenizer=str.split) == of("rouge", tokenizer=type("T", (), dict(tokenize=lambda self, t: t.split()))())
+    assert of("bleu", use_effective_order=True) == of("bleu", effective_order=True) and of("ter", ignore_punct=True) == of("ter", no_punct=True)
+    yes = metric("f1", average="binary")
+    assert yes.compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 1])["f1"] == metric("f1", average=1).compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 1])["f1"] == 0.5
+    for says, f in (("average = 'binary'; expected", lambda: yes.compute(predictions=[0, 2], references=[0, 1])), ("types = 'rouge1'; expected a list", lambda: of("rouge", types="rouge1")),
+                    ("tokenizer = 3; expected", lambda: of("rouge", tokenizer=3))):
+        with pytest.raises(ValueError, match=says): f()
+
+
 def test_answers_and_texts_of_no_length():
     assert metric("bleu").compute(predictions=[""], references=["a"])["bleu"] == 0 and metric("rouge").compute(predictions=["", "a"], references=["", "a"])["rouge1"] == 0.5
     assert metric("repetition").compute(predictions=["", "a"])["repetition"] == 0 and metric("meteor").compute(predictions=[""], references=["a"])["meteor"] == 0

@@ -62,6 +62,15 @@ class At(Callback):
         if row["step"] == self.step: self.what(t)
 
 
+class Until(Callback):
+    "Holds the thread that trains, after one step or after each, until something is true: what other threads do meanwhile has all its time."
+    def __init__(self, true, step=None): self.true, self.step = true, step
+    def on_step(self, t, row):
+        while self.step in (None, row["step"]) and not self.true(t): time.sleep(0.002)
+
+
+def asked_to_pause(t): return not t._go.is_set()
+def asked_to_stop(t): return t._stop.is_set()
 def interrupt(t): raise KeyboardInterrupt
 def same_as(t, other): return losses(t) == losses(other) and valids(t) == valids(other) and all(map(torch.equal, t.model.state_dict().values(), other.model.state_dict().values()))
 
@@ -217,7 +226,7 @@ def test_sigkill_loses_nothing(data, one_thread, tmp_path):
     "Killed in the middle of a run; reopened; the same losses as an unbroken run, bit for bit."
     whole = make(data, tmp_path / "whole").fit()
     p = _child(data, tmp_path / "killed", hold=14)
-    _read_until(p, "step 14"); p.send_signal(signal.SIGKILL); p.wait(20)
+    _read_until(p, "step 14"); p.send_signal(signal.SIGKILL); p.wait(300)
     assert p.returncode == -signal.SIGKILL
     with open(tmp_path / "killed" / "log.jsonl", "a") as f: f.write('{"step": 15, "lo')      # the line that it was writing
     (tmp_path / "killed" / "checkpoints" / ".step-00000016.1.tmp").mkdir()                     # and the checkpoint
@@ -241,7 +250,7 @@ def test_sigint_stops_after_the_step(data, one_thread, tmp_path):
     whole = make(data, tmp_path / "whole").fit()
     p = _child(data, tmp_path / "r", hold=6)
     _read_until(p, "step 6"); p.send_signal(signal.SIGINT); (tmp_path / "r.go").touch()
-    out, err = p.communicate(timeout=30)
+    out, err = p.communicate(timeout=300)
     assert p.returncode == 0 and "stopped" in out and "Traceback" not in err, err
     t = Trainer.reopen(tmp_path / "r", callbacks=())
     assert 6 <= t.step < 24 and same_as(t.fit(), whole)
@@ -282,18 +291,19 @@ def test_compiled_is_near_and_resumes(data, tmp_path):
 # ---- in the background
 
 def test_background_pause_resume_stop(data, unbroken, tmp_path):
-    slow = Callback(); slow.on_step = lambda t, row: time.sleep(0.01)
-    t = make(data, tmp_path / "r", callbacks=[slow])
+    t = make(data, tmp_path / "r", callbacks=[Until(asked_to_pause, 3), Until(asked_to_stop, 5)])
     assert t.fit(background=True) is t and t.alive
     with pytest.raises(RunError, match="being trained already"): t.fit()
+    while t.step < 3: time.sleep(0.002)
     t.pause(); at = t.step
-    assert t.state == "paused"; time.sleep(0.1); assert t.step == at
+    assert t.state == "paused"; time.sleep(0.1); assert t.step == at == 3
     t.model.eval()                                                  # whoever looks at a paused model may forget to put it back
     with pytest.raises(RunError, match="another trainer"): Trainer.reopen(tmp_path / "r", callbacks=()).fit()
-    t.resume(); assert t.state in ("running", "done")
-    t.stop().wait(30)
-    assert t.state == "stopped" and not t.alive
-    t.fit(background=True).wait(60)
+    t.resume(); assert t.state == "running"
+    t.stop().wait(300)
+    assert t.state == "stopped" and t.step > at and not t.alive
+    t.callbacks.clear()
+    t.fit(background=True).wait(300)
     assert t.state == "done" and same_as(t, unbroken)
 
 
@@ -313,14 +323,14 @@ def test_controls_from_callbacks(data, tmp_path):
 def test_stop_while_paused(data, tmp_path):
     t = make(data, tmp_path / "r", callbacks=[At(3, lambda t: t.pause())]).fit(background=True)
     while t.state != "paused": time.sleep(0.005)
-    t.stop().wait(30)
+    t.stop().wait(300)
     assert t.state == "stopped" and t.step == 3
 
 
 def test_an_error_in_the_background_is_raised_by_wait(data, tmp_path):
     def fail(t): raise ValueError("my own mistake")
     t = make(data, tmp_path / "r", callbacks=[At(3, fail)]).fit(background=True)
-    with pytest.raises(TrainingError, match="my own mistake"): t.wait(30)
+    with pytest.raises(TrainingError, match="my own mistake"): t.wait(300)
     assert t.state == "failed"
 
 

@@ -1,10 +1,10 @@
 "Averages, guards, watches, trackers, the rate search: they see everything, change what they should, and nothing else."
-import json, math, shutil, statistics, warnings
+import json, math, shutil, statistics, time, warnings
 
 import pytest
 import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
-from test_train import At, data, interrupt, losses, make, make_model, quiet, same_as, unbroken, valids     # noqa: F401 (fixtures)
+from test_train import At, Until, asked_to_pause, data, interrupt, losses, make, make_model, quiet, same_as, unbroken, valids     # noqa: F401 (fixtures)
 
 from llmnb.plugins import registry
 from llmnb.train.averages import EMA, load_averaged
@@ -228,7 +228,7 @@ def test_a_memory_limit_stops_with_a_checkpoint(data, tmp_path):
 
 
 def test_a_profile_is_a_table_and_a_trace(data, tmp_path):
-    t = make(data, tmp_path / "r", steps=8, callbacks=[Profile(first=4, steps=2)]).fit(background=True).wait(60)
+    t = make(data, tmp_path / "r", steps=8, callbacks=[Profile(first=4, steps=2)]).fit(background=True).wait(300)
     rows = json.loads((t.run / "profile_table.json").read_text())
     assert {"aten::mm", "aten::bmm"} & {r["operation"] for r in rows} and sum(r["share"] for r in rows) == pytest.approx(1, abs=0.1)
     assert json.loads((t.run / "profile.json").read_text())["traceEvents"] and "aten::" in show_profile(t).text
@@ -267,11 +267,10 @@ def test_lr_find_leaves_everything_as_it_was(data, unbroken, tmp_path):
 
 
 def test_lr_find_while_paused_but_not_while_running(data, unbroken, tmp_path):
-    import time
-    slow = Callback(); slow.on_step = lambda t, row: time.sleep(0.02)
-    t = make(data, tmp_path / "r", callbacks=[slow]).fit(background=True)
+    t = make(data, tmp_path / "r", callbacks=[Until(asked_to_pause, 3)]).fit(background=True)
     with pytest.raises(RunError, match="pause"): lr_find(t)
-    t.pause(); lr_find(t, steps=10); t.resume().wait(60)
+    while t.step < 3: time.sleep(0.002)
+    t.pause(); lr_find(t, steps=10); t.resume().wait(300)
     assert same_as(t, unbroken)
     for wrong in (dict(low=1.0, high=0.1), dict(steps=3), dict(low=0)):
         with pytest.raises(ValueError, match="expected"): lr_find(t, **wrong)

@@ -3,7 +3,7 @@ import json, shutil, threading, time, warnings
 
 import pytest
 import torch
-from test_train import At, data, interrupt, losses, make, make_model, quiet, same_as, valids, _texts     # noqa: F401 (fixtures)
+from test_train import At, Until, asked_to_pause, asked_to_stop, data, interrupt, losses, make, make_model, quiet, same_as, valids, _texts     # noqa: F401 (fixtures)
 
 from llmnb.decode.strategies import Greedy
 from llmnb.text.batches import CausalLM, TextData
@@ -13,10 +13,6 @@ from llmnb.train.identity import differences
 from llmnb.train.optim import Cosine, Constant
 from llmnb.train.run import Keep, RunError, read_log, step_of
 from llmnb.train.trainer import Trainer
-
-
-class Slowly(Callback):
-    def on_step(self, t, row): time.sleep(0.004)
 
 
 def shrink(t): t.lr = t.lr / 2
@@ -49,58 +45,63 @@ def test_a_new_rate_takes_the_place_of_those_ahead(data, tmp_path):
 
 
 def test_the_rate_from_another_thread(data, tmp_path):
-    t = make(data, tmp_path / "r", steps=60, schedule=Constant(), callbacks=[Slowly()]).fit(background=True)
+    t = make(data, tmp_path / "r", steps=60, schedule=Constant(), callbacks=[Until(lambda t: t.changes, 20)]).fit(background=True)
     while t.step < 5: time.sleep(0.002)
     t.lr = 1e-4
     assert t.lr == 1e-4
-    t.wait(60)
+    t.wait(300)
     at = t.rows[[("set_lr" in r) for r in t.rows].index(True)]["step"]
-    assert list(t.history["lr"]) == [3e-3] * at + [1e-4] * (60 - at) and at >= 5
+    assert list(t.history["lr"]) == [3e-3] * at + [1e-4] * (60 - at) and 5 <= at <= 20
     with pytest.raises(ValueError, match="lr = -1"): t.lr = -1
 
 
 # ---- snapshots
 
 class Mean(torch.nn.Module):
-    "All weights are one number; a step adds one to each, slowly, so that a torn read shows."
+    "All weights are one number; a step adds one to each."
     def __init__(self): super().__init__(); self.w = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(64)) for _ in range(8)])
     def loss(self, batch, reduction="mean"): return sum(p.sum() for p in self.w) * 0 + batch.n_targets
 
 
 class Plus:
+    "An update that waits in its middle until somebody asks for a snapshot."
+    def __init__(self): self.half, self.asked = threading.Event(), None
     def __call__(self, model, lr):
         class Plus1(torch.optim.SGD):
-            def step(self, closure=None):
-                for p in self.param_groups[0]["params"]:
-                    p.data.add_(1.0); time.sleep(0.0004)
+            def step(this, closure=None):
+                for i, p in enumerate(this.param_groups[0]["params"]):
+                    if i == 4: self.half.set(); self.wait(); self.half.clear()
+                    p.data.add_(1.0)
         return Plus1(model.parameters(), lr=lr)
+    def wait(self):
+        while not self.asked(): time.sleep(0.001)
 
 
 def test_a_snapshot_is_never_torn(data, tmp_path):
-    t = make(data, tmp_path / "r", steps=60, model=Mean(), optimizer=Plus(), clip=None, valid_every=60).fit(background=True)
-    seen, torn, into = [], 0, None
-    while t.alive:
-        torn += len({float(p[0].detach()) for p in t.model.w}) > 1        # what looking at the model itself may give
+    seen, into, plus = [], None, Plus()
+    plus.asked = lambda: t._jobs or len(seen) == 10
+    t = make(data, tmp_path / "r", steps=20, model=Mean(), optimizer=plus, clip=None, valid_every=20)
+    t.fit(background=True)
+    while len(seen) < 10:
+        assert plus.half.wait(300) and {float(x) for p in t.model.w for x in p.detach()} == {t.step, t.step + 1}       # looking at the model itself
         into = t.snapshot(into=into)
-        values = {float(x) for p in into.w for x in p}
-        assert values == {float(into.step)} and not into.training and not into.w[0].requires_grad
+        assert {float(x) for p in into.w for x in p} == {into.step} and not into.training and not into.w[0].requires_grad
         seen.append(into.step)
-    t.wait(30)
-    assert seen == sorted(seen) and len(set(seen)) > 3 and torn
-    assert t.snapshot().step == 60
+    t.wait(300)
+    assert seen == list(range(1, 11)) and t.snapshot().step == 20
 
 
 def test_looking_at_a_model_that_learns_changes_nothing(data, tmp_path):
     "Dropout, recomputed layers, generating, a paused model: the losses are those of a run that nobody looked at."
     from llmnb.decode.generate import generate
     whole = make(data, tmp_path / "a", recompute=True).fit()
-    t = make(data, tmp_path / "b", recompute=True, callbacks=[Slowly()]).fit(background=True)
     said, copies = [], None
+    t = make(data, tmp_path / "b", recompute=True, callbacks=[Until(lambda t: len(said) > 2 or t._jobs or asked_to_pause(t))]).fit(background=True)
     while t.alive:
         copies = t.snapshot(into=copies)
         said.append(generate(copies, None, [1, 2, 3], max_new_tokens=4).ids)
         if len(said) == 2: t.pause(); held = t.step; assert t.snapshot().step == held; t.save(wait=True); assert step_of(t.folder.checkpoints()[-1]) == held; t.resume()
-    t.wait(60)
+    t.wait(300)
     assert len(said) > 2 and same_as(t, whole)
     assert not any("forward" in vars(m) for m in copies.modules())
 
@@ -113,23 +114,24 @@ def test_generating_from_the_model_itself_while_it_trains(data, tmp_path):
     class Keep(Callback):
         def on_update(self, t, loss, norm): kept[t.step] = t.snapshot()
     whole = make(data, tmp_path / "a", steps=40, valid_every=40).fit()
-    t = make(data, tmp_path / "b", steps=40, valid_every=40, callbacks=[Slowly(), Keep()]).fit(background=True)
-    t.call(lambda: None); said, own = [], at_rest(t.model)
+    said = []
+    t = make(data, tmp_path / "b", steps=40, valid_every=40, callbacks=[Until(lambda t: len(said) > 2 or t._jobs), Keep()]).fit(background=True)
+    t.call(lambda: None); own = at_rest(t.model)
     assert own is not t.model and not own.training
     while t.alive:
         g = generate(t.model, None, [1, 2, 3], max_new_tokens=12, strategy=Greedy())
         said.append(g.ids); assert g.why(3)
-    t.wait(60)
+    t.wait(300)
     assert len(said) > 2 and same_as(t, whole) and at_rest(t.model) is t.model
     of_a_step = [generate(m, None, [1, 2, 3], max_new_tokens=12, strategy=Greedy()).ids for m in [make_model(data), *kept.values()]]
     assert all(ids in of_a_step for ids in said)
 
 
 def test_call_runs_between_steps_and_raises_here(data, tmp_path):
-    t = make(data, tmp_path / "r", steps=200, callbacks=[Slowly()]).fit(background=True)
+    t = make(data, tmp_path / "r", callbacks=[Until(lambda t: t._jobs or asked_to_stop(t))]).fit(background=True)
     assert t.call(lambda: threading.current_thread()) is t._thread
     with pytest.raises(ZeroDivisionError): t.call(lambda: 1 / 0)
-    assert t.alive; t.stop().wait(30)
+    assert t.alive; t.stop().wait(300)
     assert t.call(lambda: threading.current_thread()) is threading.current_thread()
 
 

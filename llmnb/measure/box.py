@@ -118,7 +118,8 @@ def limit(
 ):
     "Set what the kernel enforces."
     import resource as r
-    for kind, n in ((r.RLIMIT_CPU, limits["seconds"]), (r.RLIMIT_AS, limits["memory"]), (r.RLIMIT_FSIZE, limits["file"]),
+    r.setrlimit(r.RLIMIT_CPU, (limits["seconds"], limits["seconds"] + 1))  # SIGXCPU, a second before a SIGKILL that tells no reason
+    for kind, n in ((r.RLIMIT_AS, limits["memory"]), (r.RLIMIT_FSIZE, limits["file"]),
                     (r.RLIMIT_NOFILE, limits["files"]), (r.RLIMIT_NPROC, limits["processes"]), (r.RLIMIT_CORE, 0)):
         r.setrlimit(kind, (n, n))
 

@@ -28,6 +28,12 @@ def pass_at_k(
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 # %% ../../nbs/measure/06b_code.ipynb #53f4823d
+def _drawn(k):
+    "One k or several, checked."
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    if ks and all(isinstance(x, int) and x >= 1 for x in ks): return ks
+    raise ValueError(f"k = {k!r}; expected a whole number from 1, or a list of them: how many attempts are drawn.")
+
 @dataclass(frozen=True)
 class Problem(Record):
     "A function to write, in the form of HumanEval."
@@ -66,9 +72,10 @@ class PassAtK(Metric):
     "pass@k from 0 to 1: predictions are lists of programs, references the tests to put behind each; run in a limited process."
     main, inputs = "pass@1", dict(predictions="texts", references="text")
     options = dict(k=(1,), seconds=5.0, memory=512 << 20, workers=None)
+    also = dict(timeout="seconds", num_workers="workers")
     cite = "Chen et al., 2021"
     def rows(self, predictions, references, k, seconds, memory, workers):
-        sizes = [len(p) for p in predictions]
+        k, sizes = _drawn(k), [len(p) for p in predictions]
         if max(k) > min(sizes):
             raise ValueError(f"k = {max(k)}, but problem {sizes.index(min(sizes))} has {min(sizes)} attempts; sample more, "
                              "or take a smaller k.")
@@ -77,7 +84,7 @@ class PassAtK(Metric):
         right = [sum(islice(results, n)) for n in sizes]
         return np.array([[pass_at_k(n, c, each) for each in k] for n, c in zip(sizes, right)])
     def figures(self, total, n, k, **_):
-        found = {f"pass@{each}": float(t / n) for each, t in zip(k, total)}
+        found = {f"pass@{each}": float(t / n) for each, t in zip(_drawn(k), total)}
         return found if self.main in found else {self.main: next(iter(found.values())), **found}
 
 _known = {}

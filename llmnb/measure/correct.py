@@ -39,10 +39,23 @@ class SQuAD(Metric):
     "Exact match and F1 over words, from 0 to 100, after SQuAD's normalisation; the best of several references counts."
     main, inputs = "f1", dict(predictions="answer", references="answers")
     cite = "Rajpurkar et al., 2016"
+    def in_order(self, columns):
+        "Where both sides tell ids, as the hub's metric `squad` wants them, those with the same id belong together."
+        said, there = ([x.get("id") if isinstance(x, dict) else None for x in columns[k]] for k in ("predictions", "references"))
+        return columns if None in (*said, *there) or said == there else {**columns, "references": _by_id(said, there, columns["references"])}
+
     def rows(self, predictions, references):
         same = lambda p, r: float(normalize_answer(p) == normalize_answer(r))
         return np.array([[max(f(p, r) for r in refs) for f in (same, words_f1)] for p, refs in zip(predictions, references)])
     def figures(self, total, n): return dict(exact_match=float(100 * total[0] / n), f1=float(100 * total[1] / n))
+
+def _by_id(said, there, references):
+    "The references in the order of the predictions' ids."
+    at = dict(zip(there, references))
+    if len(at) < len(there): raise ValueError(f"only {len(at)} of {len(there)} references have an id of their own; expected one each.")
+    i, bad = next(((i, x) for i, x in enumerate(said) if x not in at), (None, None))
+    if bad is not None: raise ValueError(f"predictions[{i}] has the id {bad!r}, which no reference has; expected the same ids on both sides.")
+    return [at[x] for x in said]
 
 # %% ../../nbs/measure/03_correct.ipynb #e8e8ed44
 class ExactMatch(Metric):
@@ -76,7 +89,7 @@ class Accuracy(Metric):
 
 # %% ../../nbs/measure/03_correct.ipynb #b3caef4a
 class F1(Metric):
-    "F1 over classes, from 0 to 1: `average` is \"macro\", \"micro\", \"weighted\", or a class, whose own F1 it then is."
+    "F1 over classes, from 0 to 1: `average` is \"macro\", \"micro\", \"weighted\", or a class, whose own F1 it then is (\"binary\": of 1)."
     main, inputs = "f1", dict(predictions="label", references="label")
     options = dict(average="macro")
     def rows(self, predictions, references, average):
@@ -93,9 +106,10 @@ def _averaged(x, average, classes, hits, said, there):
     if average == "macro": return float(np.mean(x[said + there > 0]))
     if average == "micro": return float(hits.sum() / there.sum())
     if average == "weighted": return float(x @ there / there.sum())
-    name = json.dumps(average, ensure_ascii=False)
+    two = average == "binary" and len(classes) <= 2 and '"binary"' not in classes
+    name = json.dumps(1 if two else average, ensure_ascii=False)
     if name in classes: return float(x[classes.index(name)])
-    raise ValueError(f"average = {average!r}; expected 'macro', 'micro', 'weighted' or a class: {', '.join(classes)}.")
+    raise ValueError(f"average = {average!r}; expected 'macro', 'micro', 'weighted', 'binary' (for 0 and 1) or a class: {', '.join(classes)}.")
 
 # %% ../../nbs/measure/03_correct.ipynb #4d49d7e9
 class ECE(Metric):

@@ -29,12 +29,14 @@ def metric(
         if hasattr(name, "compute"): return name
         raise TypeError(f"metric is {type(name).__name__}; expected a name such as 'bleu', or a metric.")
     known = registry("metrics")
-    found = next((n for n in (name, name.replace("_", "-")) if n in known), None)
+    found = next((n for n in (name, name.replace("_", "-"), _plain(name)) if n in known), None)
     if found: return known.get(found)(**options)
     if settings.offline or _hub_off():
         raise UnknownName(f"metrics has no {name!r}, and the hub is not asked (offline). "
                           f"{did_you_mean(name, known)}It has: {', '.join(known)}.")
     return _hub(name, options)
+
+def _plain(name): return name.strip().lower().replace("_", "-").replace("@", "-at-")
 
 def _hub_off():
     from huggingface_hub import constants

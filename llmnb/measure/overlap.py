@@ -7,6 +7,7 @@ __all__ = ['BLEU', 'ChrF', 'TER', 'Words', 'ROUGE']
 
 # %% ../../nbs/measure/02_overlap.ipynb #de97bc09
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import regex
@@ -47,6 +48,7 @@ class BLEU(_Sacre):
     main, theirs = "bleu", "BLEU"
     options = dict(tokenize="13a", lowercase=False, smooth_method="exp", smooth_value=None, max_ngram_order=4,
                    effective_order=False)
+    also = dict(use_effective_order="effective_order", max_order="max_ngram_order")
     cite = "Papineni et al., 2002; Post, 2018"
     def _more(self, s): return dict(precisions=list(s.precisions), bp=s.bp, sys_len=int(s.sys_len), ref_len=int(s.ref_len))
     def _alone(self, opts): return {**opts, "effective_order": True}
@@ -72,6 +74,7 @@ class TER(_Sacre):
     "Edits a hundred reference words (Snover et al., 2006; sacrebleu); lower is better, and it may exceed 100."
     main, theirs, better = "ter", "TER", "lower"
     options = dict(normalized=False, no_punct=False, asian_support=False, case_sensitive=False)
+    also = dict(ignore_punct="no_punct", support_zh_ja_chars="asian_support")
 
 # %% ../../nbs/measure/02_overlap.ipynb #45be4c12
 _joined = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
@@ -95,10 +98,11 @@ class ROUGE(Metric):
     "ROUGE-1, -2, -L and -Lsum from 0 to 1 (Lin, 2004; rouge-score); with several references the best counts."
     main = "rougeL"
     options = dict(types=("rouge1", "rouge2", "rougeL", "rougeLsum"), stem=False, tokenizer="default")
+    also = dict(rouge_types="types", use_stemmer="stem")
     cite = "Lin, 2004"
 
     def rows(self, predictions, references, types, stem, tokenizer):
-        scorer = _scorer(tuple(types), stem, tokenizer)
+        scorer = _scorer(types, stem, tokenizer)
         found = [scorer.score_multi(r, p) if len(r) > 1 else scorer.score(r[0], p) for p, r in zip(predictions, references)]
         return np.array([[v for t in types for v in f[t]] for f in found])       # precision, recall, F for each type
 
@@ -111,11 +115,12 @@ class ROUGE(Metric):
 # %% ../../nbs/measure/02_overlap.ipynb #fb01a39e
 def _scorer(types, stem, tokenizer):
     from rouge_score.rouge_scorer import RougeScorer
-    bad = next((t for t in types if not regex.fullmatch(r"rouge(\d|L|Lsum)", t)), None)
-    if bad or not types: raise ValueError(f"types = {types!r}; expected some of rouge1, rouge2 ... rougeL, rougeLsum.")
-    if isinstance(tokenizer, str):
-        if tokenizer not in ("default", "words"):
+    bad = isinstance(types, str) or not types or any(not regex.fullmatch(r"rouge(\d|L|Lsum)", t) for t in types)
+    if bad: raise ValueError(f"types = {types!r}; expected a list of some of rouge1, rouge2 ... rougeL, rougeLsum.")
+    if tokenizer in ("default", "words"): tokenizer = None if tokenizer == "default" else Words(stem)
+    elif not hasattr(tokenizer, "tokenize"):
+        if not callable(tokenizer):
             raise ValueError(f"tokenizer = {tokenizer!r}; expected 'default' (a-z and 0-9 alone), 'words' (any script), "
-                             "or an object with tokenize(text).")
-        tokenizer = None if tokenizer == "default" else Words(stem)
+                             "a function from a text to its words, or an object with tokenize(text).")
+        tokenizer = SimpleNamespace(tokenize=tokenizer)
     return RougeScorer(list(types), use_stemmer=stem, tokenizer=tokenizer)

@@ -15,6 +15,7 @@ import torch
 
 from ..decode.generate import evaluating
 from ..model.rest import at_rest
+from ..settings import brief
 from ..text.batches import Batch
 
 # %% ../../nbs/measure/00_perplexity.ipynb #db001d49
@@ -79,6 +80,7 @@ def _start(tok, bos):
 
 def _encoded(tok, texts, bos, sizes):
     "The ids of each text; adds up the bytes that will be counted."
+    if not hasattr(tok, "decode_bytes"): raise TypeError(f"tok is {brief(tok)}; expected the model's Tokenizer.")
     start = _start(tok, bos)
     for i, text in enumerate(_documents(texts)):
         if not isinstance(text, str): raise TypeError(f"text {i} is {type(text).__name__}; expected a string.")
@@ -120,7 +122,7 @@ def sum_loss(
     "Sum of -log p over the labels that count."
     device = next(model.parameters()).device
     batch = batch.to(device)
-    if hasattr(model, "head"): return float(model.loss(batch, reduction="sum"))
+    if hasattr(model, "head") or batch.src is not None: return float(model.loss(batch, reduction="sum"))
     counts = batch.labels != -100
     labels = batch.labels[counts]
     logits = model(batch.ids)
@@ -132,6 +134,10 @@ def _bounds(model, ctx, stride):
     "Window and stride, checked."
     config = getattr(model, "config", None)
     most = getattr(config, "ctx", None) or getattr(config, "max_position_embeddings", None)
+    if not hasattr(model, "parameters"):
+        raise TypeError(f"model is {brief(model)}; expected a model, such as load_model(...) gives, that turns ids into logits.")
+    for name, n in (("ctx", ctx), ("stride", stride)):
+        if n is not None and not isinstance(n, int): raise TypeError(f"{name} = {n!r}; expected a whole number of tokens.")
     ctx = most if ctx is None else ctx
     if ctx is None: raise ValueError("the model has no config.ctx; give ctx=, the tokens that it can read at once.")
     if not 1 <= ctx <= (most or ctx):
@@ -152,8 +158,10 @@ def perplexity(
     bos:bool=False, # start each text with the tokenizer's bos (or eos), so that its first token counts too
 ) -> Perplexity: # a float with .loss, .bits_per_byte, .tokens, .bytes
     "How surprised a model is by texts. Raises `ValueError` for an empty text, or a window that the model cannot read."
-    model = at_rest(model)                      # a copy, where another thread trains it
-    if (other := _other_kind(model)): return other(model, tok, texts, batch_size=batch_size, **_only(ctx=ctx, stride=stride))
+    model = at_rest(_with_face(model))          # a copy, where another thread trains it
+    if other := _other_kind(model):
+        if model.config.arch.pair and not ctx is stride is None: raise ValueError("pairs are read whole: leave out ctx and stride.")
+        return other(model, tok, texts, batch_size=batch_size, **_only(ctx=ctx, stride=stride))
     ctx, stride = _bounds(model, ctx, stride)
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     total, tokens, sizes = 0.0, 0, []
@@ -174,6 +182,13 @@ def _other_kind(model):
     return surprise.pair_perplexity if arch.pair else surprise.pseudo_perplexity
 
 def _only(**options): return {k: v for k, v in options.items() if v is not None}
+
+def _with_face(model):
+    "A model of transformers that fills masks or has two sides, as `adapt` gives it; any other as it is."
+    config, kind = getattr(model, "config", None), type(model).__name__
+    if hasattr(model, "unembed") or not (getattr(config, "is_encoder_decoder", False) or kind.endswith("ForMaskedLM")): return model
+    from llmnb.model.adapter import adapt
+    return adapt(model)
 
 # %% ../../nbs/measure/00_perplexity.ipynb #352fba29
 def evaluate_loss(

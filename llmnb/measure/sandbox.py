@@ -10,6 +10,7 @@ import json, os, secrets, selectors, signal, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from time import monotonic
 
@@ -31,8 +32,10 @@ class Limits:
     def __post_init__(self):
         least = dict(seconds=0.05, memory=64 << 20, disk=1 << 12, output=1, processes=1)
         for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise ValueError(f"{name} = {getattr(self, name)!r}; expected at least {low}.")
+            x = getattr(self, name)
+            if isinstance(x, bool) or not isinstance(x, Real): raise TypeError(f"{name} = {x!r}; expected a number, at least {low}.")
+            if not low <= x < float("inf"): raise ValueError(f"{name} = {x!r}; expected at least {low}, and an end.")
+            if name != "seconds": object.__setattr__(self, name, int(x))
 
 # %% ../../nbs/measure/06a_sandbox.ipynb #9d5e42b9
 @dataclass(frozen=True)
@@ -127,9 +130,8 @@ def run_code(
     if not isinstance(source, str):
         raise TypeError(f"source is {type(source).__name__}; expected Python source as a string.")
     if why := sandbox_missing(): raise SandboxError(why)
-    try: given = Limits(**limits)
-    except TypeError: raise _unknown(limits) from None
-    return _run(source, given)
+    if not limits.keys() <= Limits.__dataclass_fields__.keys(): raise _unknown(limits)
+    return _run(source, Limits(**limits))
 
 # %% ../../nbs/measure/06a_sandbox.ipynb #2c79d4ed
 def _unknown(limits):
@@ -144,6 +146,8 @@ def run_codes(
     **limits, # for each
 ) -> list: # of `Ran`, in order
     "Run many programs, several at a time."
+    if isinstance(sources, (str, bytes)): raise TypeError("sources is one program; expected a list of them, or take run_code.")
+    if workers is not None and workers < 1: raise ValueError(f"workers = {workers}; expected at least 1, or None.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(workers or cores) as pool:
         return list(pool.map(lambda s: run_code(s, **limits), sources))

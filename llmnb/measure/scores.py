@@ -118,7 +118,8 @@ def sum_rows(
     return np.ascontiguousarray(rows.T).sum(-1)
 
 def _checked_options(cls, options):
-    known = cls.options
+    "Options by the names that they have here."
+    known, options = cls.options, {cls.also.get(k, k): v for k, v in options.items()}
     bad = next((k for k in options if k not in known), None)
     if bad is None: return options
     raise ValueError(f"{cls.main} has no option {bad!r}. {did_you_mean(bad, known)}"
@@ -146,7 +147,12 @@ class _Collecting(evaluate.Metric):
         given = {"predictions": predictions, "references": references, **more}
         columns = {k: _column(k, given.get(k)) for k in self.inputs}
         _lengths(columns)
+        columns = self.in_order(columns)
         super().add_batch(**{k: _checked(k, self.inputs[k], xs) for k, xs in columns.items()})
+
+    def in_order(self, columns) -> dict: # the columns, with what belongs together at the same place
+        "A metric whose entries tell their ids can match them here."
+        return columns
 
     def add(self, *, prediction=None, reference=None, **more):
         "Take in one example."
@@ -163,6 +169,7 @@ class Metric(_Collecting):
     main = "score"                                         # the name of the main figure
     inputs = dict(predictions="text", references="texts")  # column: kind
     options = {}                                           # name: default
+    also = {}                                              # what the hub calls an option: its name here
     better = "higher"                                      # or "lower"
     additive = True                                        # the figure is a function of the sum of the rows
     about, cite = "", ""
@@ -250,5 +257,5 @@ def paired(
 def _pair_columns(metric, predictions, references):
     columns = {k: _column(k, dict(predictions=predictions, references=references)[k]) for k in metric.inputs}
     _lengths(columns)
-    checked = {k: _checked(k, metric.inputs[k], xs) for k, xs in columns.items()}
+    checked = {k: _checked(k, metric.inputs[k], xs) for k, xs in metric.in_order(columns).items()}
     return checked["predictions"], checked.get("references")

@@ -15,9 +15,10 @@ import torch
 
 from ..decode.generate import evaluating
 from ..display import Static, token_strip
-from .perplexity import Perplexity, _bounds, _documents, _encoded, _groups, _rows, sum_loss
+from .perplexity import Perplexity, _bounds, _documents, _encoded, _groups, _other_kind, _rows, _with_face, sum_loss
 from .scores import Metric
 from ..model.rest import at_rest
+from ..settings import brief
 from ..text.objectives import _mask_id, decoder_batch
 from ..text.records import Pair, as_record
 from ..text.targets import _fill, _frame
@@ -62,14 +63,19 @@ class TokenLosses:
 
 # %% ../../nbs/measure/00a_surprise.ipynb #679d1198
 def token_losses(
-    model, tok, # as for `perplexity`; a causal model
-    text:str, # one text
+    model, tok, # as for `perplexity`
+    text:str, # one text; for an encoder-decoder (source, target), of which the target is told about
     ctx:int|None=None, stride:int|None=None, batch_size:int=8, bos:bool=False, # as for `perplexity`
 ) -> TokenLosses:
-    "The surprise of each token, given what is before it."
-    model = at_rest(model)
+    "The surprise of each token, given what is before it; an encoder sees all the others, an encoder-decoder the source, too."
+    model = at_rest(_with_face(model))
+    other = _other_kind(model)
+    if other and model.config.arch.pair: return _target_losses(model, tok, text)
+    if not isinstance(text, str): raise TypeError(f"text is a {type(text).__name__}; expected one string. Many texts: text_losses.")
+    if other: return _gap_losses(model, tok, text, ctx, stride, batch_size)
     ctx, stride = _bounds(model, ctx, stride)
     ids = next(iter(_encoded(tok, text, bos, [])))
+    if len(ids) < 2: raise ValueError(f"{text!r} is one token, with nothing before it; give a longer text, or bos=True.")
     losses = []
     with evaluating(model):
         for group in _groups(_rows([ids], ctx, stride), batch_size):
@@ -77,8 +83,7 @@ def token_losses(
             found = _each_loss(model, x, y)
             losses += [l for row, labels in zip(found, y) for l, label in zip(row.tolist(), labels.tolist()) if label != -100]
     own = ids.tolist()[1:] if bos else ids.tolist()
-    pieces = [tok.decode([i]) for i in own]
-    return TokenLosses(own, pieces, losses if bos else [None, *losses])
+    return TokenLosses(own, [tok.piece(i) for i in own], losses if bos else [None, *losses])
 
 # %% ../../nbs/measure/00a_surprise.ipynb #899f6896
 def text_losses(
@@ -87,7 +92,8 @@ def text_losses(
     ctx:int|None=None, stride:int|None=None, batch_size:int=8, bos:bool=False, # as for `perplexity`
 ) -> np.ndarray: # (N, 3): nats, tokens, bytes of each text
     "What perplexity is made of, text by text."
-    model = at_rest(model)
+    model = at_rest(_with_face(model))
+    if _other_kind(model): raise ValueError("this model does not read on from left to right; perplexity(model, tok, texts) measures it.")
     ctx, stride = _bounds(model, ctx, stride)
     sizes, sums = [], []
     def rows():
@@ -152,21 +158,33 @@ def pseudo_perplexity(
     batch_size:int=16, # masked copies at once
 ) -> Perplexity:
     "How surprised a model is by each token, when it sees all the others (Salazar et al., 2020)."
-    model = at_rest(model)
-    ctx, _ = _bounds(model, ctx, None)
-    room, mask_id = ctx - len(_frame(tok, [])), _mask_id(tok, None)
-    if room < 1: raise ValueError(f"ctx = {ctx} has no room for text beside the {ctx - room} special tokens.")
-    stride = max(1, room // 2) if stride is None else stride
-    if not 1 <= stride <= room: raise ValueError(f"stride = {stride}; expected 1 to {room}.")
+    model = at_rest(_with_face(model))
+    room, stride = _room(model, tok, ctx, stride)
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     total, tokens, sizes = 0.0, 0, []
     def rows():
         for ids in _encoded(tok, _sized(texts, sizes), False, []):
-            yield from _hidden_rows(tok, ids.tolist(), room, stride, mask_id)
+            yield from _hidden_rows(tok, ids.tolist(), room, stride, _mask_id(tok, None))
     with evaluating(model):
         for part in _groups(rows(), batch_size): total += float(_asked(model, part).sum()); tokens += len(part)
     if not tokens: raise ValueError("nothing to measure: no text has a token.")
     return Perplexity(total / tokens, tokens, sum(sizes))
+
+def _room(model, tok, ctx, stride):
+    "Tokens of text in a window, and the stride; checked."
+    ctx, _ = _bounds(model, ctx, None)
+    room = ctx - len(_frame(tok, []))
+    if room < 1: raise ValueError(f"ctx = {ctx} has no room for text beside the {ctx - room} special tokens.")
+    stride = max(1, room // 2) if stride is None else stride
+    if not 1 <= stride <= room: raise ValueError(f"stride = {stride}; expected 1 to {room}.")
+    return room, stride
+
+def _gap_losses(model, tok, text, ctx, stride, batch_size):
+    "Token by token, of an encoder."
+    ids = next(iter(_encoded(tok, text, False, []))).tolist()
+    rows = _hidden_rows(tok, ids, *_room(model, tok, ctx, stride), _mask_id(tok, None))
+    with evaluating(model): losses = [l for part in _groups(rows, batch_size) for l in _asked(model, part).tolist()]
+    return TokenLosses(ids, [tok.piece(i) for i in ids], losses)
 
 def _sized(texts, sizes):
     "The same texts; adds up their bytes on the way."
@@ -182,7 +200,7 @@ def pair_perplexity(
     batch_size:int=16, # pairs at once
 ) -> Perplexity:
     "How surprised an encoder-decoder is by targets, given their sources."
-    model = at_rest(model)
+    model = at_rest(_with_face(model))
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     total, tokens, sizes = 0.0, 0, []
     with evaluating(model):
@@ -190,13 +208,14 @@ def pair_perplexity(
             for part in _groups(sorted(group, key=lambda r: -len(r[1])), batch_size):
                 batch = decoder_batch(*zip(*part), _decoder_start(model, tok), _fill(tok) or 0)
                 total += sum_loss(model, batch); tokens += batch.n_targets
-    if not tokens: raise ValueError("nothing to measure: no pairs.")
+    if not sum(sizes): raise ValueError(f"nothing to measure: {len(sizes)} pairs with no text in their targets." if sizes else "nothing to measure: no pairs.")
     return Perplexity(total / tokens, tokens, sum(sizes))
 
 # %% ../../nbs/measure/00a_surprise.ipynb #cf64a1ed
 def _sides(model, tok, pairs, sizes):
     "Ids of both sides, with their ends; adds up the bytes of the targets."
     ctx = getattr(model.config, "ctx", None) or math.inf
+    if pairs is None or isinstance(pairs, (str, bytes)): raise TypeError(f"pairs is {brief(pairs)}; expected a list of (source, target).")
     for i, pair in enumerate(pairs):
         pair = as_record(Pair, pair, f"pair {i}")
         sides = [[*tok.encode(t), tok.eos_id] for t in (pair.source, pair.target)]
@@ -206,6 +225,15 @@ def _sides(model, tok, pairs, sizes):
                                  "leave it out or shorten it.")
         sizes.append(len(pair.target.encode()))
         yield sides
+
+@torch.inference_mode()
+def _target_losses(model, tok, pair):
+    "Token by token, of the target of one pair, and of its end."
+    (source, target), = _sides(model, tok, [pair], [])
+    batch = decoder_batch([source], [target], _decoder_start(model, tok), _fill(tok) or 0).to(next(model.parameters()).device)
+    with evaluating(model): logits = model(batch.src, batch.ids)[0].float()
+    losses = torch.nn.functional.cross_entropy(logits, batch.labels[0], reduction="none").tolist()
+    return TokenLosses(target, [tok.piece(i) for i in target], losses)
 
 def _decoder_start(model, tok):
     start = model.config.arch.start

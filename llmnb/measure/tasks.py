@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ..decode.generate import generate
 from ..decode.session import is_pair
 from ..decode.strategies import Greedy, Sample
-from .code import Problem, function_body, human_eval_problems
+from .code import Problem, _drawn, function_body, human_eval_problems
 from ..text.records import Dialogue, Pair, Question, as_record
 
 # %% ../../nbs/measure/08_tasks.ipynb #2b5107b9
@@ -166,6 +166,7 @@ class CodeWriting(Written):
     name, metrics, reads = "code", ("pass-at-k",), Problem
     def __post_init__(self):
         if self.records is None: object.__setattr__(self, "records", human_eval_problems())
+        object.__setattr__(self, "k", _drawn(self.k))
         if max(self.k) > self.attempts:
             raise ValueError(f"k = {self.k} needs at least {max(self.k)} attempts; attempts = {self.attempts}.")
         usual = Greedy() if self.attempts == 1 else Sample(temperature=0.8, top_p=0.95)

@@ -119,7 +119,9 @@ def watch(
     ui:str|None=None, # "live", "static" or "none"; by default what `pick_ui` finds
 ) -> Watch:
     "The dashboard of any run: finished, running elsewhere, or dead. Raises `FileNotFoundError` where there is none."
-    here, named = Path(run), settings.runs_path / str(run)
+    from llmnb.train.run import run_path
+    here = run_path(run)
+    named = settings.runs_path / here
     folder = next((p for p in (here, named) if (p / "run.json").exists()), None)
     if folder is None:
         known = sorted(p.parent.name for p in settings.runs_path.glob("*/run.json"))[:8]

@@ -209,13 +209,14 @@ class Laid(Packed):
     def of(cls, w, bias=None): return cls(dict(shape=w.detach()), bias)
     def ready(self):
         w = self.tensors.pop("shape")
-        self.laid, self.bytes = torch.ops.mkldnn._reorder_linear_weight(w, 64), w.nbytes
+        ordered = w.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()     # an older CPU: the rows stay as they are
+        self.laid, self.bytes = torch.ops.mkldnn._reorder_linear_weight(w, 64) if ordered else w.clone(), w.nbytes
     @property
     def nbytes(self): return self.bytes + (0 if self.bias is None else self.bias.nbytes)
     def things(self): return [self.laid, *super().things()]
     def unpack(self, t): return self.laid.to_dense()
     def direct(self):
-        return onednn_product(self.laid, self.bias)
+        return onednn_product(self.laid, self.bias) if self.laid.is_mkldnn else lambda x: F.linear(x, self.laid, self.bias)
 
 FORMS = {c.form: c for c in (Int8, Int4, DynamicInt8, Laid)}
 

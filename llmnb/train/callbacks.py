@@ -187,6 +187,8 @@ class EarlyStop:
     def __post_init__(self):
         if not isinstance(self.patience, int) or self.patience < 1:
             raise ValueError(f"patience = {self.patience!r}: expected a whole number from 1.")
+        if isinstance(self.by, bool) or not isinstance(self.by, (int, float)) or not self.by >= 0:
+            raise ValueError(f"by = {self.by!r}: expected nats from 0, such as 0.01.")
     def on_valid(self, t, row):
         losses = [r["valid_loss"] for r in t.rows if r.get("valid_loss") is not None]
         best, since = float("inf"), 0

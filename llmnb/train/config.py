@@ -7,8 +7,9 @@ __all__ = ['called_elsewhere', 'default_batch_size', 'default_lr', 'default_warm
            'train_config', 'work_of', 'pick_optimizer', 'pick_schedule', 'pick_callbacks']
 
 # %% ../../nbs/train/05_config.ipynb #c0d2920d
-import inspect, math, shutil
+import inspect, math, os, shutil
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from ..model.config import TransformerConfig
 from ..model.transformer import Transformer
 from ..plugins import registry
 from ..settings import settings
+from .callbacks import Callback
 from .step import check_format
 
 # %% ../../nbs/train/05_config.ipynb #7953e400
@@ -111,6 +113,7 @@ def _check_fit(model, data):
                          f"make it with ctx={data.ctx}, or pack the text with ctx={ctx}.")
     if not data.train.n_batches(1):
         raise ValueError("the training split is empty; pack more text, or a smaller part for validation.")
+    if isinstance(model, Transformer): _check_kind(model.config, getattr(data, "objective", None))
 
 def _pick_compile(compile, device, dtype, model, data, tokens):
     "True or False; 'auto' compiles where the run is long enough to win back the minute that it costs."
@@ -123,6 +126,51 @@ def _pick_compile(compile, device, dtype, model, data, tokens):
     rate = rates.get(str(dtype).removeprefix("torch."), rates["float32"])
     return tokens * cost / (0.4 * rate) > 300
 
+# %% ../../nbs/train/05_config.ipynb #f008a829
+def _check_kind(config, objective):
+    "Raise `ValueError` where an objective of ours is for another kind of model."
+    name, arch, why = getattr(objective, "name", None), config.arch, None
+    pair, alone = ("seq2seq", "span-corruption"), ("causal", "chat", "complete", "dpo")
+    if name in pair and not arch.pair:
+        why = "has a text to read and one to write, and only an encoder-decoder reads the first, as TransformerConfig.t5(...)"
+    elif name in (*alone, "masked", *_heads) and arch.pair:
+        why = ("has one text, and an encoder-decoder reads one and writes another: pack pairs with Seq2Seq(), "
+               "running text with SpanCorruption()")
+    elif name in alone and not arch.causal:
+        why = ("asks for the next token, and a model that reads in both directions sees it: pack the text with MaskedLM(), "
+               "or take a decoder, such as TransformerConfig.gpt2(...)")
+    elif name in _heads and config.head.words:
+        why = f"asks for no words, and the model's head is {config.head}: model.with_head({_heads[name]}) is the model for it"
+    if why: raise ValueError(f"the data, packed for {type(objective).__name__}, {why}.")
+
+_heads = {"classification": "ClassHead(labels=2)", "span-qa": "SpanHead()"}
+
+# %% ../../nbs/train/05_config.ipynb #e1dcc445
+def _memory_of(device):
+    "Bytes that tensors can have on all devices of this kind that a run may use; None where it is not known."
+    if device.type == "cuda":
+        n = max(torch.cuda.device_count(), int(os.environ.get("WORLD_SIZE") or 1))
+        return n * torch.cuda.get_device_properties(device).total_memory
+    try: return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else None
+    except (AttributeError, ValueError, OSError): return None
+
+def _least_bytes(model, data, recompute):
+    "What a sequence takes, at the least: for each token its state before each layer, and what goes into the layer's products."
+    c, rows = model.config, max(1, data.train.n_batches(1))
+    most = max((m.in_features for m in model.modules() if isinstance(m, torch.nn.Linear)), default=0)
+    every = all(p.requires_grad for p in model.parameters())
+    kept = c.layers * (c.width if recompute else 3 * c.width + most) if every else c.width
+    return min(data.ctx, max(1, data.train.n_tokens // rows)) * kept * 2
+
+def _check_batch(model, data, batch_size, recompute, device):
+    "Raise `ValueError` for a batch that is larger than the memory."
+    if not isinstance(model, Transformer) or not (there := _memory_of(device)): return
+    if hasattr(data.train, "columns"): batch_size = min(batch_size, data.train.n_batches(1))     # of records at most
+    row = _least_bytes(model, data, recompute)
+    if batch_size * row <= there: return
+    raise ValueError(f"batch_size = {batch_size}: it takes {batch_size * row / 1e9:,.0f} GB at the least, and there are "
+                     f"{there / 1e9:,.0f} GB. {max(1, there // row)} is the most that could; accumulate=n makes one update of n batches.")
+
 # %% ../../nbs/train/05_config.ipynb #a3544f89
 def train_config(
     model, data, steps, epochs, lr, batch_size, accumulate, clip,
@@ -132,6 +180,7 @@ def train_config(
     _check_fit(model, data)
     batch_size = default_batch_size(data) if batch_size is None else _whole("batch_size", batch_size)
     steps = _count_steps(data, steps, epochs, batch_size, _whole("accumulate", accumulate))
+    if not isinstance(recompute, bool): raise TypeError(f"recompute = {recompute!r}: expected True or False.")
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile = {compile!r}: expected True, False or 'auto'.")
     if isinstance(zloss, bool) or not isinstance(zloss, (int, float)) or not 0 <= zloss < math.inf:
@@ -139,6 +188,7 @@ def train_config(
     if zloss and "zloss" not in inspect.signature(model.loss).parameters:
         raise ValueError(f"zloss = {zloss!r}: the loss of a {type(model).__name__} takes no zloss; leave it 0.")
     device = pick_device(device); dtype = check_format(pick_dtype(dtype, device), device)
+    _check_batch(model, data, batch_size, recompute, device)
     tokens = steps * accumulate * batch_size * data.ctx
     return TrainConfig(
         steps=steps, batch_size=batch_size, accumulate=accumulate,
@@ -151,7 +201,7 @@ def train_config(
                      else _whole("valid_every", valid_every)),
         save_every=save_every if save_every is None else _whole("save_every", save_every),
         log_every=max(1, steps // 2000), compile=_pick_compile(compile, device, dtype, model, data, tokens),
-        zloss=float(zloss), recompute=bool(recompute))
+        zloss=float(zloss), recompute=recompute)
 
 # %% ../../nbs/train/05_config.ipynb #315c55fc
 def work_of(
@@ -198,14 +248,41 @@ def pick_schedule(
     if warmup is not None:
         raise ValueError(f"warmup = {warmup}: the schedule is an object and has its own; "
                          f"give it there, as in Cosine({steps}, warmup={warmup}).")
-    return _callable("schedule", schedule)
+    return _check_multiplier(schedule)
 
 def pick_callbacks(
     callbacks, # names, objects, classes
 ) -> list: # objects
     "The callbacks of a run."
+    if callbacks is None: return []
     if isinstance(callbacks, (str, type)) or not hasattr(callbacks, "__iter__"): callbacks = [callbacks]
-    return [c() if isinstance(c, type) else c for c in (registry("callbacks").resolve(c) for c in callbacks)]
+    return [_pick_callback(c) for c in callbacks]
+
+def _pick_callback(c):
+    "One callback; what has none of the methods would never be called."
+    kind = registry("callbacks").get(c) if isinstance(c, str) else c
+    if isinstance(kind, type):
+        given = inspect.signature(kind).parameters.values()
+        needs = [p.name for p in given if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if needs: raise TypeError(f"callbacks: {c if isinstance(c, str) else kind.__name__} has to be told {', '.join(needs)}; "
+                                  f"make one, {kind.__name__}({', '.join(f'{n}=...' for n in needs)}).")
+        kind = kind()
+    if not any(hasattr(kind, moment) for moment in _moments):
+        raise TypeError(f"callbacks: {kind!r} has none of the methods that are called; expected some of {', '.join(_moments)}.")
+    return kind
+
+_moments = [*(m for m in vars(Callback) if m.startswith("on_")), "during_valid"]
+
+def _check_multiplier(schedule):
+    "A schedule that gives a number, or an error before the first step."
+    if isinstance(schedule, type):
+        raise TypeError(f"schedule: {schedule.__name__} is a class; make one, {schedule.__name__}(steps), or give its name.")
+    _callable("schedule", schedule)
+    try: first = schedule(0)
+    except TypeError as e: raise TypeError(f"schedule: {e}. Expected a function of the step's number.") from None
+    if isinstance(first, bool) or not isinstance(first, Real) or not 0 <= first < math.inf:
+        raise ValueError(f"schedule: gives {first!r} for step 0; expected a multiplier of the rate, a number from 0.")
+    return schedule
 
 def _callable(what, obj):
     if not callable(obj): raise TypeError(f"{what} = {obj!r}: expected a name or something that can be called.")

@@ -89,7 +89,9 @@ class Guard:
     def __post_init__(self):
         if isinstance(self.rollback, bool) or not isinstance(self.rollback, int) or self.rollback < 0:
             raise ValueError(f"rollback = {self.rollback!r}: expected how many times, a whole number from 0.")
-        if self.spike is not None and not self.spike > 0:
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window = {self.window!r}: expected how many losses, a whole number from 1.")
+        if self.spike is not None and not (isinstance(self.spike, (int, float)) and self.spike > 0):
             raise ValueError(f"spike = {self.spike!r}: expected nats above the median, above 0, such as 1.0.")
 
     def on_step(self, t, row):

@@ -16,7 +16,7 @@ import torch
 import llmnb
 from ..device import pick_device
 from ..plugins import registry
-from .config import TrainConfig, pick_callbacks, pick_optimizer, train_config, work_of
+from .config import TrainConfig, pick_callbacks, pick_optimizer, pick_schedule, train_config, work_of
 from .run import Keep, RunError, from_spec, shown, to_spec
 from ..settings import did_you_mean
 from .state import load_weights
@@ -60,7 +60,8 @@ def identity(
 ) -> dict: # name -> plain value
     "What the losses of a run depend on."
     data, model = said["data"], said["model"]
-    kept = dict(model={k: v for k, v in model.items() if v is not None and k != "flops_per_token"}, **{k: said[k] for k in ("optimizer", "schedule")},
+    kept = dict(model={k: v for k, v in model.items() if v is not None and k != "flops_per_token"},
+                **{k: said[k] or dict(name="without a name") for k in ("optimizer", "schedule")},
                 data={k: data.get(k) for k in ("fingerprint", "ctx", "tokens", "objective")},
                 **{k: v for k, v in said["train"].items() if k not in _free})
     return json.loads(json.dumps(dict(_flat("", kept)), default=str))
@@ -96,6 +97,7 @@ def from_folder(
     schedule = parts["schedule"]
     if is_dataclass(schedule) and getattr(schedule, "steps", None) == said["train"]["steps"]:
         schedule = replace(schedule, steps=config.steps)
+    schedule = pick_schedule(schedule, config.steps, None)
     keep = Keep.of(now["keep"]) if "keep" in now else Keep(**said.get("keep", {}))
     made = pick_callbacks(_named(run, said) if callbacks is None else callbacks)
     return shell, data, config, pick_optimizer(parts["optimizer"]), schedule, made, keep
@@ -107,7 +109,12 @@ def _check_names(run, now):
                         f"t.lr = {now['lr']!r}")
     known = {*_given, "optimizer", "schedule", "keep"}
     for name in now:
-        if name not in known: raise TypeError(f"reopen({name}=...): no such option.{did_you_mean(name, known)}")
+        if name in _elsewhere: raise TypeError(f"reopen({name}=...): {_elsewhere[name]}.")
+        if name not in known:
+            raise TypeError(f"reopen({name}=...): no such option. {did_you_mean(name, known)}It has: {', '.join(sorted(known))}.")
+
+_elsewhere = dict(epochs="a run that exists is lengthened by steps=..., the number of all its updates",
+                  warmup="it is a part of the schedule, such as schedule=Cosine(steps, warmup=100)")
 
 _given = ("steps", "batch_size", "accumulate", "clip", "valid_every", "save_every", "seed", "dtype", "compile",
           "zloss", "recompute")

@@ -217,8 +217,14 @@ def launch(
 ): # the Trainer, brought up to date; of a function, a list of what each process returned
     "Train with several processes on this machine. Errors have the traceback of the process that failed."
     import torch
+    if not hasattr(what, "reopen") and (not callable(what) or isinstance(what, torch.nn.Module)):
+        raise TypeError(f"launch: expected a Trainer or a function, not {type(what).__name__}.")
     if strategy not in ("ddp", "fsdp"):
         raise ValueError(f"strategy = {strategy!r}: expected 'ddp' or 'fsdp'. {did_you_mean(strategy, ('ddp', 'fsdp'))}")
+    for name, value in (("threads", threads or 1), ("timeout", timeout)):
+        if isinstance(value, bool) or not isinstance(value, int if name == "threads" else (int, float)) or not value > 0:
+            raise ValueError(f"{name} = {value!r}: expected a {'whole ' * (name == 'threads')}number above 0.")
+    if not isinstance(args, (tuple, list)): raise TypeError(f"args = {args!r}: expected the function's arguments in a tuple: ({args!r},).")
     on = pick_device(what.config.device if hasattr(what, "config") else None)
     gpus = torch.cuda.device_count() if on.type == "cuda" else 0
     size = processes if processes is not None else gpus or 2
@@ -227,5 +233,4 @@ def launch(
     if gpus and size > gpus: raise RankError(f"processes = {size}, but this machine has {gpus} GPUs; one process a GPU.")
     env = lambda port: environment(port, size, strategy == "fsdp", threads, timeout)
     if hasattr(what, "reopen"): return _launch_trainer(what, size, strategy == "fsdp", env)
-    if not callable(what): raise TypeError(f"launch: expected a Trainer or a function, not {type(what).__name__}.")
     return _launch_function(what, args, size, env)

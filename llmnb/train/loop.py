@@ -90,7 +90,9 @@ class Loop(_Looping, _Updating, Controls, Rates, Record, Checkpoints, Snapshots)
         return due and not any("valid_loss" in r for r in reversed(self.rows) if r["step"] == self.step)
 
     def validate(self) -> float|None: # nats a token; None where it was stopped half-way
-        "The loss over the whole validation split, each target once; goes into the log."
+        "The loss over the whole validation split, each target once; goes into the log. Raises `RunError` outside of a `fit`."
+        self._under_way("validate()", "evaluate_loss(model, data) measures a model at any time")
+        if self.alive and self._here is not threading.current_thread(): return self.call(self.validate)
         self._flush()
         with self._clock("valid"), ExitStack() as stack:
             self._validating(stack)

@@ -71,7 +71,11 @@ def lr_find(
     stop:float=1.4, # ends where the smoothed loss is so many times its lowest
 ) -> RateSearch:
     "Train a copy of the trainer's model with a growing rate. Raises `RunError` while the trainer is running."
-    if not 0 < low < high: raise ValueError(f"low = {low!r}, high = {high!r}: expected 0 < low < high.")
+    if not hasattr(trainer, "config") or not hasattr(trainer, "fit"):
+        raise TypeError(f"lr_find: expected a Trainer, not a {type(trainer).__name__}: lr_find(Trainer(model, data, steps=1000)).")
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (low, high, stop))
+    if not numbers or not stop > 1: raise ValueError(f"low = {low!r}, high = {high!r}, stop = {stop!r}: expected numbers, stop above 1.")
+    if not 0 < low < high < math.inf: raise ValueError(f"low = {low!r}, high = {high!r}: expected 0 < low < high.")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 10:
         raise ValueError(f"steps = {steps!r}: expected a whole number from 10.")
     if trainer.state == "running" and trainer.alive:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .optim import StateError, decay_groups, looked_up
+from .optim import StateError, check_numbers, decay_groups, looked_up
 
 # %% ../../nbs/train/00b_optimizers.ipynb #99345d20
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class SGD:
     nesterov:bool = False # step with the average as it will be
     weight_decay:float = 0.0 # times the weight, added to a matrix's gradient
     layer_decay:float = 1.0 # each layer down has this many times the rate of the one above
+    __post_init__ = check_numbers
     def __call__(self,
         model:nn.Module, # whose parameters are to be trained
         lr:float, # learning rate; the schedule multiplies it
@@ -36,6 +37,7 @@ class Adam:
     betas:tuple = (0.9, 0.999) # memory of the gradient's average, and of its square's
     eps:float = 1e-8 # keeps the division finite
     layer_decay:float = 1.0 # each layer down has this many times the rate of the one above
+    __post_init__ = check_numbers
     def __call__(self,
         model:nn.Module, # whose parameters are to be trained
         lr:float, # learning rate; the schedule multiplies it
@@ -52,6 +54,7 @@ class Adafactor:
     eps:tuple = (None, 1e-3) # added to squares (None: the format's precision); least size that counts for a weight
     d:float = 1.0 # longest update, root mean square
     layer_decay:float = 1.0 # each layer down has this many times the rate of the one above
+    __post_init__ = check_numbers
     def __call__(self,
         model:nn.Module, # whose parameters are to be trained
         lr:float, # learning rate relative to the weights' size; the schedule multiplies it
@@ -93,6 +96,7 @@ class Lion:
     weight_decay:float = 1.0 # share of a matrix entry that a step takes away, times the rate
     betas:tuple = (0.9, 0.99) # share of the average in the sign; memory of the average
     layer_decay:float = 1.0 # each layer down has this many times the rate of the one above
+    __post_init__ = check_numbers
     def __call__(self,
         model:nn.Module, # whose parameters are to be trained
         lr:float, # learning rate, 3 to 10 times lower than for AdamW; the schedule multiplies it
@@ -141,6 +145,7 @@ class Muon:
     betas:tuple = (0.9, 0.95) # AdamW's, for the rest
     eps:float = 1e-8 # AdamW's
     layer_decay:float = 1.0 # each layer down has this many times the rate of the one above
+    __post_init__ = check_numbers
     def __call__(self,
         model:nn.Module, # whose parameters are to be trained
         lr:float, # learning rate, as for AdamW; the schedule multiplies it
@@ -165,6 +170,7 @@ class AdamW8bit:
     betas:tuple = (0.9, 0.95) # memory of the gradient's average, and of its square's
     eps:float = 1e-8 # keeps the division finite
     layer_decay:float = 1.0 # each layer down has this many times the rate of the one above
+    __post_init__ = check_numbers
     def __call__(self,
         model:nn.Module, # whose parameters are to be trained
         lr:float, # learning rate; the schedule multiplies it

@@ -20,7 +20,7 @@ from ..plugins import BrokenPlugin, registry
 from .callbacks import Progress, load_callbacks, notify, save_callbacks
 from .optim import load_optimizer, save_optimizer
 from .ranks import Ranks, save_together
-from .run import history, newest, write_json
+from .run import RunError, history, newest, write_json
 from .shards import is_sharded, save_shards
 from .state import LossError, load_weights, save_weights
 
@@ -59,6 +59,8 @@ class _Flags:
         timeout:float|None=None, # seconds; None for as long as it takes
     ) -> "Trainer":
         "Wait until a run in the background is over. Raises what went wrong in it."
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+            raise TypeError(f"timeout = {timeout!r}: expected seconds, or None.")
         if self._thread is not None:
             self._thread.join(timeout)
             if not self._thread.is_alive() and self.error is not None: raise self.error
@@ -238,11 +240,15 @@ class Checkpoints(_Saving):
     def go_back(self,
         checkpoint=None, # its folder; by default the newest whole one
     ) -> "Trainer":
-        "Weights, optimizer, callbacks, counters and log as they were then. For callbacks, and between two fits."
+        "Weights, optimizer, callbacks, counters and log as they were then. For callbacks. Raises `RunError` outside of a `fit`."
+        self._under_way("go_back()", "fit() goes on from the newest checkpoint, and load_model(checkpoint) reads any")
         self._go_back(self._newest() if checkpoint is None else Path(checkpoint))
         self._engine.torn = False
         if self.ranks.main: self.folder.log.cut(self.step, self.rows)
         return self
+
+    def _under_way(self, what, instead):
+        if self._engine is None: raise RunError(f"{what} is for callbacks, while a fit is under way; {instead}.")
 
     def _newest(self):
         "The newest whole checkpoint, the same one for all processes."

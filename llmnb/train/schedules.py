@@ -9,7 +9,7 @@ __all__ = ['WSD', 'InverseSqrt', 'OneCycle']
 import math
 from dataclasses import dataclass
 
-from .optim import _share, _warm
+from .optim import _share, _warm, check_numbers
 
 # %% ../../nbs/train/00a_schedules.ipynb #a2483bf2
 _falls = {"linear": lambda x: 1 - x, "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
@@ -24,10 +24,9 @@ class WSD:
     floor:float = 0.0 # multiplier at the end and after it
     shape:str = "1-sqrt" # of the fall: "1-sqrt", "linear" or "cosine"
     def __post_init__(self):
+        check_numbers(self)
         if self.shape not in _falls:
             raise ValueError(f"shape = {self.shape!r}: expected one of {', '.join(_falls)}.")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay = {self.decay!r}: expected a share of the run, above 0 and at most 1.")
     @property
     def falling(self) -> int: # updates
         "How many updates the fall takes."
@@ -43,6 +42,7 @@ class InverseSqrt:
     steps:int|None = None # not used; all schedules are made with the same arguments
     warmup:int = 0 # updates on the way up
     timescale:int|None = None # updates; how slowly it falls: by default the warm-up, at least 1
+    __post_init__ = check_numbers
     def __call__(self, step:int) -> float: # multiplier of the learning rate for update number `step`, from 0
         scale = self.timescale or max(1, self.warmup)
         late = max(0, step + 1 - max(1, self.warmup))           # updates since the rate was full
@@ -56,6 +56,7 @@ class OneCycle:
     warmup:int|None = None # updates on the way up; by default three tenths of the run
     start:float = 25.0 # how many times smaller the first rate is than the highest
     end:float = 250_000.0 # and the last
+    __post_init__ = check_numbers
     def __call__(self, step:int) -> float: # multiplier of the learning rate for update number `step`, from 0
         top = max(0, (round(0.3 * self.steps) if self.warmup is None else self.warmup) - 1)
         if step < top: low, way = 1 / self.start, 1 - step / top

@@ -17,7 +17,7 @@ from .identity import check_same, describe, from_folder, identity, load_same
 from .live import Rates
 from .loop import Session, taken
 from .pieces import Controls, Record
-from .run import Keep, RunError, RunFolder, check_writable, free_path, newest, read_log, shown
+from .run import Keep, RunError, RunFolder, check_writable, free_path, newest, read_log, run_path, shown
 
 # %% ../../nbs/train/06_trainer.ipynb #93356a3b
 def report(t) -> Static:
@@ -61,13 +61,15 @@ class _Run(Session):
 
     def _place(self, run):
         "Absolute, so that a later change of the working folder changes nothing."
-        self.run = Path(run).expanduser().absolute()
+        self.run = run_path(run).absolute()
         self.folder = RunFolder(self.run, self.keep)
 
     def fit(self,
         background:bool=False, # return at once and train in a thread
     ) -> "Trainer":
         "Train to the end, from wherever the run is. An interrupt stops it with a checkpoint; `fit` again goes on."
+        if not isinstance(background, bool):
+            raise TypeError(f"background = {background!r}: expected True or False; how long to train is Trainer(steps=...).")
         if self.alive:
             raise RunError(f"run '{shown(self.run)}' is being trained already (step {self.step}); "
                            "wait(), pause() or stop() it.")

@@ -140,7 +140,10 @@ class Memory:
     every:int = 50 # steps
     limit_gb:float|None = None # stop the run with a checkpoint above this many 10^9 bytes
     order = 20
-    def __post_init__(self): _check_schedule("Memory", self.every)
+    def __post_init__(self):
+        _check_schedule("Memory", self.every)
+        if self.limit_gb is not None and not (isinstance(self.limit_gb, (int, float)) and self.limit_gb > 0):
+            raise ValueError(f"limit_gb = {self.limit_gb!r}: expected a number above 0, of 10^9 bytes, or None.")
     def on_update(self, t, loss, norm):
         if t.step % self.every: return
         held = memory_gb(next(t.model.parameters()).device)
