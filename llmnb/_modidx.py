@@ -243,6 +243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'llmnb.decode.contrast._follow': ('decode/contrast.html#_follow', 'llmnb/decode/contrast.py'),
                                        'llmnb.decode.contrast._hard': ('decode/contrast.html#_hard', 'llmnb/decode/contrast.py'),
                                        'llmnb.decode.contrast._score': ('decode/contrast.html#_score', 'llmnb/decode/contrast.py'),
+                                       'llmnb.decode.contrast._second': ('decode/contrast.html#_second', 'llmnb/decode/contrast.py'),
                                        'llmnb.decode.contrast._shadow': ('decode/contrast.html#_shadow', 'llmnb/decode/contrast.py'),
                                        'llmnb.decode.contrast.best_of': ('decode/contrast.html#best_of', 'llmnb/decode/contrast.py'),
                                        'llmnb.decode.contrast.majority': ('decode/contrast.html#majority', 'llmnb/decode/contrast.py')},

@@ -211,7 +211,7 @@ def test_async_streams(model, tok):
     some, beats = dict(strategy=Sample(1.3), max_new_tokens=25), []
     async def read(i): return [p.id async for p in stream(model, tok, "To be", seed=i, **some)]
     async def beat():
-        while True: beats.append(1); await asyncio.sleep(0.001)
+        while True: beats.append(1); await asyncio.sleep(0)                # once a turn of the loop
     async def all_():
         b = asyncio.create_task(beat())
         out = await asyncio.gather(*map(read, range(3)))

@@ -129,7 +129,8 @@ def test_adapters_on_a_packed_base(how, dora):
     assert torch.cosine_similarity(own, torch.cat([g.flatten() for g in given.values()]), 0) > (0.9999 if how == "packed" else 0.99)
     layer, x, g = packed.layers[0].attn.o.base, torch.randn(3, 32, requires_grad=True), torch.randn(3, 32)
     layer(x).backward(g)
-    assert torch.equal(x.grad, g @ layer.weight) and torch.equal(layer(x), layer.product(x))
+    with torch.no_grad(): said = layer.product(x)                       # oneDNN may take another kernel where a gradient is wanted
+    assert torch.equal(x.grad, g @ layer.weight) and torch.equal(layer(x), said)
 
 
 def test_freeze():

@@ -60,7 +60,7 @@ def test_a_module_fits_in_a_head(name):
 # Imports
 
 def python(code, **kw):
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, **kw)
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300, **kw)
 
 
 @pytest.mark.parametrize("module, absent", [

@@ -96,7 +96,7 @@ def test_there_and_back_is_the_identity_bit_for_bit(groups, kv_heads, size, laye
 
 def test_by_heads_is_what_gpt_neox_computes():
     H, K, D = 3, 4, 12
-    theirs, x = torch.randn(3 * D, D), torch.randn(5, D)
+    theirs, x = torch.randint(-9, 10, (3 * D + 5, D), generator=torch.Generator().manual_seed(0)).float().split((3 * D, 5))    # whole numbers: exact in any order
     c = SimpleNamespace(heads=H, kv_heads=H, head_size=K)
     ours = ByHeads("w").take(lambda names: theirs, torch.empty(3 * D, D, device="meta"), c)
     q, k, v = (x @ theirs.T).view(5, H, 3 * K).chunk(3, -1)               # as GPTNeoXAttention cuts it

@@ -168,7 +168,7 @@ def run_notebook(folder, *cells):
     "Execute cells in a real kernel; their outputs."
     import nbclient
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    nbclient.NotebookClient(nb, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, allow_errors=True).execute()
+    nbclient.NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, allow_errors=True).execute()
     return [c.outputs for c in nb.cells]
 
 
@@ -194,7 +194,7 @@ def test_chat_panel_is_chat(small):
     how = dict(max_new_tokens=5, seed=2)
     panel, same = talk.chat_panel(Chat(small.model, small.tok, **how)), Chat(small.model, small.tok, **how)
     with settings.override(ui="live"), capture_output(): panel._ipython_display_()
-    press = lambda **m: (panel.widget._handle_custom_msg(m, []), panel.wait(20))
+    press = lambda **m: (panel.widget._handle_custom_msg(m, []), panel.wait(300))
     press(do="say", text=EVIL[:9]); same(EVIL[:9])
     press(do="again"); same.regenerate()
     press(do="edit", at=0, text="Who?"); same.edit(0, "Who?")
@@ -208,11 +208,11 @@ def test_chat_panel_is_chat(small):
 def test_chat_panel_tells_errors_and_keeps_what_was_said(small):
     panel = talk.chat_panel(Chat(small.model, small.tok, max_new_tokens=3), strategy="greedy")
     with settings.override(ui="live"), capture_output(): panel._ipython_display_()
-    panel.say("Hello").wait(20)
+    panel.say("Hello").wait(300)
     before = panel.chat.messages
-    panel.say("Hello " * small.model.config.ctx).wait(20)
+    panel.say("Hello " * small.model.config.ctx).wait(300)
     assert "context" in panel.widget.state["words"] and panel.chat.messages == before
-    panel.widget._handle_custom_msg(dict(do="edit", at=99, text="x"), []); panel.wait(20)
+    panel.widget._handle_custom_msg(dict(do="edit", at=99, text="x"), []); panel.wait(300)
     assert "no message 99" in panel.widget.state["words"] and panel.chat.messages == before
 
 
@@ -238,7 +238,7 @@ def test_playground_buttons(small):
     assert "<script" not in p.reply.static().html
     press(do="generate", places=dict(prompt="The", strategy="gredy"))
     assert "greedy" in p.view.widget.state["words"]
-    press(do="generate", places=dict(strategy="greedy", max_new_tokens=4096)); press(do="stop"); p.wait(20)
+    press(do="generate", places=dict(strategy="greedy", max_new_tokens=4096)); press(do="stop"); p.wait(300)
     assert p.out.finish_reason == "cancelled" and len(p.out.ids) < 4096
 
 

@@ -24,7 +24,7 @@ def ask(site, code):
     "What a Python that sees both packages prints, as JSON: (value, warnings)."
     prelude = "import json, warnings\nfrom llmnb.plugins import *\nwith warnings.catch_warnings(record=True) as caught:\n    warnings.simplefilter('always')\n"
     end = "\nprint(json.dumps([value, [str(w.message) for w in caught if issubclass(w.category, PluginWarning)]]))"
-    run = subprocess.run([sys.executable, "-c", prelude + textwrap.indent(textwrap.dedent(code), "    ") + end], capture_output=True, text=True, timeout=120,
+    run = subprocess.run([sys.executable, "-c", prelude + textwrap.indent(textwrap.dedent(code), "    ") + end], capture_output=True, text=True, timeout=300,
         env={**os.environ, "PYTHONPATH": str(site)})
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])

@@ -88,7 +88,7 @@ def one(datas, tmp_path_factory):
 def two(datas, tmp_path_factory):
     "Everything that two processes have to show, in one launch."
     folder = tmp_path_factory.mktemp("two")
-    with settings.override(ui="none", device="cpu"): return folder, launch(_forms, 2, args=(datas, str(folder), 2), timeout=60)
+    with settings.override(ui="none", device="cpu"): return folder, launch(_forms, 2, args=(datas, str(folder), 2), timeout=180)
 
 
 # ---- equal to one process
@@ -96,7 +96,7 @@ def two(datas, tmp_path_factory):
 def check_equal(one, said):
     for name, t in one.items():
         for form in ("ddp", "fsdp"):
-            for rank in said: assert apart(rank[name, form], curve(t)) < 1e-6, (name, form)
+            for rank in said: assert apart(rank[name, form], curve(t)) < 1e-5, (name, form)
 
 
 def test_two_processes_have_the_losses_of_one(one, two): check_equal(one, two[1])
@@ -141,7 +141,7 @@ def test_parts_of_two_processes_go_on_in_one(one, two):
     assert damage(last) is None and not in_shards(last) and (last/"model.safetensors").exists()
     plain = Trainer.reopen(back.run)
     assert all(map(torch.equal, plain.model.state_dict().values(), back.model.state_dict().values()))
-    assert back.step == 5 and apart(curve(back.fit()), curve(one["text"])) < 1e-6 and back.state == "done"
+    assert back.step == 5 and apart(curve(back.fit()), curve(one["text"])) < 1e-5 and back.state == "done"
 
 
 # ---- a process is killed
@@ -164,8 +164,8 @@ def test_a_killed_process_ends_the_run_with_a_checkpoint(rank, datas, two, tmp_p
     launching.lay_out(t)
     monkeypatch.setattr(Team, "watch", lambda self, real=Team.watch: (pids.extend(p.pid for p in self.members), real(self))[1])
     start = time.monotonic()
-    with pytest.raises(RankError, match=f"process {rank} of 2 was ended by SIGKILL"): launch(_killed, 2, args=(str(t.run), rank, 5), timeout=60)
-    assert time.monotonic() - start < 300 and len(pids) == 2 and not alive(pids)
+    with pytest.raises(RankError, match=f"process {rank} of 2 was ended by SIGKILL"): launch(_killed, 2, args=(str(t.run), rank, 5), timeout=180)
+    assert time.monotonic() - start < 600 and len(pids) == 2 and not alive(pids)
     last, rows = newest(t.folder), read_log(t.run)
     assert step_of(last) in (4, 5) and damage(last) is None             # the state of the last whole step, not that of step 3
     assert [r["step"] for r in rows if "loss" in r][:step_of(last)] == list(range(1, step_of(last) + 1))
@@ -203,7 +203,7 @@ def _fails():
 
 @pytest.mark.slow
 def test_the_traceback_is_that_of_the_process_that_failed():
-    with pytest.raises(RankError, match=r"(?s)process 1 of 2 failed.*in _fails.*ZeroDivisionError: the second one divides"): launch(_fails, 2, timeout=60)
+    with pytest.raises(RankError, match=r"(?s)process 1 of 2 failed.*in _fails.*ZeroDivisionError: the second one divides"): launch(_fails, 2, timeout=180)
 
 
 @pytest.mark.parametrize("kw, error, words", [
@@ -331,7 +331,7 @@ def test_in_a_kernel_an_interrupt_reaches_the_cell_and_its_death_ends_the_proces
         before, going = len(read_log(run)), kc.execute("launch(t, 2)")
         rows(before + 20)
         while True:
-            m = kc.get_iopub_msg(timeout=60)
+            m = kc.get_iopub_msg(timeout=300)
             if m["msg_type"] == "stream" and m["content"]["text"].startswith("pids"): break
         pids = [int(p) for p in m["content"]["text"].split()[1:3]]
     finally: km.shutdown_kernel(now=True)
@@ -345,7 +345,7 @@ def test_in_a_kernel_an_interrupt_reaches_the_cell_and_its_death_ends_the_proces
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:callbacks of run")
 def test_four_processes_have_the_losses_of_one_and_their_parts_go_on_in_two_and_one(one, datas, tmp_path):
-    said = launch(_forms, 4, args=(datas, str(tmp_path), 4), timeout=120)
+    said = launch(_forms, 4, args=(datas, str(tmp_path), 4), timeout=300)
     check_equal(one, said)
     run = tmp_path/"text-half"
     assert said[0]["half"] == ("stopped", 5, True)
@@ -355,7 +355,7 @@ def test_four_processes_have_the_losses_of_one_and_their_parts_go_on_in_two_and_
         t = Trainer.reopen(run, callbacks=[Stop()]).fit()
         return t.step, in_shards(newest(t.folder))
     assert launch(one_more, 2, strategy="fsdp", args=(str(run),)) == [(6, True)] * 2
-    assert apart(curve(Trainer.reopen(run).fit()), curve(one["text"])) < 1e-6
+    assert apart(curve(Trainer.reopen(run).fit()), curve(one["text"])) < 1e-5
 
 
 @pytest.mark.slow
@@ -368,4 +368,4 @@ def test_the_same_run_from_a_shell(words, one, datas, tmp_path):
     ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.count("validation loss") == 2                             # the main one writes, and nobody else
-    assert apart(curve(Trainer.reopen(tmp_path/"run")), curve(one["text"])) < 1e-6
+    assert apart(curve(Trainer.reopen(tmp_path/"run")), curve(one["text"])) < 1e-5

@@ -44,7 +44,7 @@ def test_attempts(name, source, status, says):
     start = time.monotonic()
     found = run_code(source, seconds=0.8 if "time" in status else 20)
     assert found.status in status and says in found.stdout + found.stderr, (name, found, found.stderr[-300:])
-    assert time.monotonic() - start < 30 and len(found.stdout) <= 1 << 16 and len(found.stderr) <= 1 << 16
+    assert time.monotonic() - start < 60 and len(found.stdout) <= 1 << 16 and len(found.stderr) <= 1 << 16
 
 
 @boxed
@@ -85,10 +85,10 @@ def test_what_is_printed_comes_back_whole():
 
 @boxed
 def test_many_at_once_in_order():
-    assert [r.stdout for r in run_codes([f"print({i})" for i in range(12)], workers=4)] == [f"{i}\n" for i in range(12)]
+    assert [r.stdout for r in run_codes([f"print({i})" for i in range(12)], workers=4, seconds=60)] == [f"{i}\n" for i in range(12)]
     threads = [threading.Thread(target=run_code, args=("while True: pass",), kwargs=dict(seconds=0.5)) for _ in range(3)]
     for t in threads: t.start()
-    for t in threads: t.join(20)
+    for t in threads: t.join(120)
     assert not any(t.is_alive() for t in threads)
 
 
@@ -110,9 +110,9 @@ s.box = types.SimpleNamespace(__file__={str(module)!r})
 print(s.sandbox_missing())
 if not s.sandbox_missing():
     for source in ("import os; print(os.getuid())", "open('/usr/x', 'w')", "import os\\nwhile True: os.fork()", "import socket; socket.socket()", "x = bytearray(10 << 30)"):
-        r = s.run_code(source, seconds=2); print(r.status, r.stderr.strip().splitlines()[-1:], r.stdout.strip())
+        r = s.run_code(source, seconds=2 if "fork" in source else 30); print(r.status, r.stderr.strip().splitlines()[-1:], r.stdout.strip())
 """
-    try: ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, cwd="/", env={"TMPDIR": "/tmp", "HOME": "/tmp"})
+    try: ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd="/", env={"TMPDIR": "/tmp", "HOME": "/tmp"})
     finally: shutil.rmtree(folder)
     lines = ran.stdout.splitlines()
     if lines and "new namespaces" in lines[0]: pytest.skip(lines[0])                                   # refused, and said so

@@ -226,7 +226,7 @@ def test_sigkill_loses_nothing(data, one_thread, tmp_path):
     "Killed in the middle of a run; reopened; the same losses as an unbroken run, bit for bit."
     whole = make(data, tmp_path / "whole").fit()
     p = _child(data, tmp_path / "killed", hold=14)
-    _read_until(p, "step 14"); p.send_signal(signal.SIGKILL); p.wait(20)
+    _read_until(p, "step 14"); p.send_signal(signal.SIGKILL); p.wait(300)
     assert p.returncode == -signal.SIGKILL
     with open(tmp_path / "killed" / "log.jsonl", "a") as f: f.write('{"step": 15, "lo')      # the line that it was writing
     (tmp_path / "killed" / "checkpoints" / ".step-00000016.1.tmp").mkdir()                     # and the checkpoint
@@ -250,7 +250,7 @@ def test_sigint_stops_after_the_step(data, one_thread, tmp_path):
     whole = make(data, tmp_path / "whole").fit()
     p = _child(data, tmp_path / "r", hold=6)
     _read_until(p, "step 6"); p.send_signal(signal.SIGINT); (tmp_path / "r.go").touch()
-    out, err = p.communicate(timeout=30)
+    out, err = p.communicate(timeout=300)
     assert p.returncode == 0 and "stopped" in out and "Traceback" not in err, err
     t = Trainer.reopen(tmp_path / "r", callbacks=())
     assert 6 <= t.step < 24 and same_as(t.fit(), whole)
@@ -300,10 +300,10 @@ def test_background_pause_resume_stop(data, unbroken, tmp_path):
     t.model.eval()                                                  # whoever looks at a paused model may forget to put it back
     with pytest.raises(RunError, match="another trainer"): Trainer.reopen(tmp_path / "r", callbacks=()).fit()
     t.resume(); assert t.state == "running"
-    t.stop().wait(60)
+    t.stop().wait(300)
     assert t.state == "stopped" and t.step > at and not t.alive
     t.callbacks.clear()
-    t.fit(background=True).wait(60)
+    t.fit(background=True).wait(300)
     assert t.state == "done" and same_as(t, unbroken)
 
 
@@ -323,14 +323,14 @@ def test_controls_from_callbacks(data, tmp_path):
 def test_stop_while_paused(data, tmp_path):
     t = make(data, tmp_path / "r", callbacks=[At(3, lambda t: t.pause())]).fit(background=True)
     while t.state != "paused": time.sleep(0.005)
-    t.stop().wait(30)
+    t.stop().wait(300)
     assert t.state == "stopped" and t.step == 3
 
 
 def test_an_error_in_the_background_is_raised_by_wait(data, tmp_path):
     def fail(t): raise ValueError("my own mistake")
     t = make(data, tmp_path / "r", callbacks=[At(3, fail)]).fit(background=True)
-    with pytest.raises(TrainingError, match="my own mistake"): t.wait(30)
+    with pytest.raises(TrainingError, match="my own mistake"): t.wait(300)
     assert t.state == "failed"
 
 

@@ -122,7 +122,7 @@ def train_and_die(d, name, run):
 def killed(packed, tmp_path_factory):
     runs = tmp_path_factory.mktemp("killed")
     code = CHILD.format(tests=str(Path(__file__).parent), data=str(packed["causal"].path.parent), runs=str(runs))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == [x for name in OBJECTIVES for x in (name, str(int(signal.SIGKILL)))], done.stderr[-3000:]
     return runs
 
@@ -211,7 +211,7 @@ def test_a_disk_that_is_really_full(packed, whole, one_thread, tmp_path, room, s
     run, run_after = tmp_path / "r", tmp_path / "after"
     code = FULL.format(tests=str(Path(__file__).parent), data=str(packed["causal"].path), run=str(run), bytes=room)
     code = code.replace("room(resource.RLIM_INFINITY)\n", f"import shutil; room(resource.RLIM_INFINITY); shutil.copytree({str(run)!r}, {str(run_after)!r})\n", 1)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == [f"failed {step} True", "done 7"], done.stdout + done.stderr[-3000:]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

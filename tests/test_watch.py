@@ -28,9 +28,9 @@ def folder(tmp_path):
     return run
 
 
-def until(ask, wanted, seconds=30):
-    end = time.time() + seconds
-    while (got := ask()) != wanted and time.time() < end: time.sleep(0.05)
+def until(ask, wanted, seconds=120):
+    end = time.monotonic() + seconds
+    while (got := ask()) != wanted and time.monotonic() < end: time.sleep(0.05)
     return got
 
 

@@ -27,11 +27,11 @@ class Warm:
     def run(self, argv, cwd, env, said, timeout=600):
         "Run a Python script with arguments in a fork: its exit code (negative: a signal) and what it wrote, also kept in `said`."
         self.process.stdin.write(json.dumps(dict(argv=list(map(str, argv)), cwd=str(cwd), env=dict(env), said=str(said))).encode() + b"\n")
-        pid = self._hear(60)["pid"]
+        pid = self._hear(600)["pid"]                      # the first one waits for the imports
         try: return self._hear(timeout)["code"], Path(said).read_text(encoding="utf-8", errors="replace")
         except TimeoutError:
             with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
-            self._hear(60)
+            self._hear(600)
             raise
 
     def _hear(self, seconds):

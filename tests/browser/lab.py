@@ -67,7 +67,7 @@ def server(home, **env):
         log.close()
 
 
-def _wait(url, process, log, seconds=60):
+def _wait(url, process, log, seconds=180):
     for _ in range(seconds * 5):
         if process.poll() is not None: break
         try: return urllib.request.urlopen(url, timeout=5).read()
@@ -85,7 +85,7 @@ class Lab:
         if isinstance(notebook, (str, Path)): shutil.copy(notebook, self.home/"work"/name)
         else: (self.home/"work"/name).write_text(json.dumps(_notebook(notebook)))
         page = self.browser.new_page(viewport=dict(width=width, height=height), color_scheme="dark" if dark else "light")
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         page.goto(f"{self.url}/lab/workspaces/w{secrets.token_hex(3)}/tree/{name}?reset&token={self.token}")
         return Page(page, dark)
 
@@ -98,7 +98,7 @@ class Lab:
     def api(self, path, method="GET"):
         "What the server's REST interface says."
         asked = urllib.request.Request(f"{self.url}/api/{path}", method=method, headers={"Authorization": f"token {self.token}"})
-        return json.loads(urllib.request.urlopen(asked, timeout=60).read() or "null")
+        return json.loads(urllib.request.urlopen(asked, timeout=180).read() or "null")
 
 
 def _notebook(sources):
@@ -140,7 +140,7 @@ class Page:
     def cell(self, n): return self.page.locator(".jp-Notebook .jp-Cell").nth(n)
     def find(self, selector): return self.page.locator(f".jp-Notebook {selector}")
 
-    def until(self, script, seconds=60, arg=None):
+    def until(self, script, seconds=120, arg=None):
         "Wait until a JavaScript function gives something true; gives that value."
         return self.page.wait_for_function(script, arg=arg, timeout=seconds * 1000).json_value()
 

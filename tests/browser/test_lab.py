@@ -19,10 +19,10 @@ counter'''
 def test_a_click_reaches_the_kernel_and_the_answer_the_page(lab, tmp_path):
     page = lab.open([WIDGET, "1 + 1"])
     page.run_all()
-    page.wait_idle(60)
+    page.wait_idle()
     button = page.find("button.counter")
     button.click()
-    page.until("() => document.querySelector('button.counter').textContent === '2'", 10)
+    page.until("() => document.querySelector('button.counter').textContent === '2'", 60)
     assert page.ask("counter.n") == 2 and page.cell(1).inner_text().strip().endswith("2")
     assert page.picture(tmp_path/"counter.png").stat().st_size > 1000 and not page.errors
 
@@ -30,4 +30,4 @@ def test_a_click_reaches_the_kernel_and_the_answer_the_page(lab, tmp_path):
 def test_a_failing_cell_fails_the_test(lab):
     page = lab.open(["1 / 0"], name="fails.ipynb")
     page.run(0)
-    with pytest.raises(pytest.fail.Exception, match="ZeroDivisionError"): page.wait_idle(30)
+    with pytest.raises(pytest.fail.Exception, match="ZeroDivisionError"): page.wait_idle()

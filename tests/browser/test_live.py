@@ -25,26 +25,26 @@ DASH = ".llmnb-dash"
 NOW = f"(() => {{ const d = document.querySelector('{DASH}'); return d && d.dataset.step && {{ step: +d.dataset.step, state: d.dataset.state }} }})()"
 
 
-def moves_on(page, seconds=30):
+def moves_on(page, seconds=120):
     "Wait until the dashboard's step goes up."
     before = page.until(f"() => {NOW}", seconds)
     return page.until(f"before => {{ const now = {NOW}; return now && now.step > before.step && now }}", seconds, before)
 
 
-def state_is(page, state, seconds=15): return page.until(f"() => {{ const now = {NOW}; return now && now.state === '{state}' && now }}", seconds)
+def state_is(page, state, seconds=120): return page.until(f"() => {{ const now = {NOW}; return now && now.state === '{state}' && now }}", seconds)
 
 
 def test_a_day_in_a_tab(lab, tmp_path):
     page = lab.open(SOURCES)
-    for n in (0, 1, 2, 3): page.run(n); page.wait_idle(60)
+    for n in (0, 1, 2, 3): page.run(n); page.wait_idle()
     moves_on(page)
 
     page.find(f"{DASH} button.llmnb-toggle").click()                         # pause
     state_is(page, "paused")
     page.find(f"{DASH} .llmnb-rate").fill("0.002")                           # another rate
     page.find(f"{DASH} .llmnb-rate").press("Enter")
-    page.until("() => document.activeElement !== document.querySelector('.llmnb-rate')", 5)
-    page.run(4); page.wait_idle(60)                                          # generate from the paused model
+    page.until("() => document.activeElement !== document.querySelector('.llmnb-rate')", 60)
+    page.run(4); page.wait_idle()                                          # generate from the paused model
     changed = page.ask("trainer.step")
     assert page.ask("[trainer.state, trainer.lr, len(out.ids)]") == ["paused", 0.002, 8]
     page.picture(tmp_path/"paused.png", DASH)
@@ -53,31 +53,31 @@ def test_a_day_in_a_tab(lab, tmp_path):
     page.find(f"{DASH} button.llmnb-save").click()                           # save now
     page.until(f"""async () => {{ const s = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
         const r = await s.requestExecute({{code: '', silent: true, user_expressions: {{n: 'len(trainer.folder.checkpoints()) > 1'}}}}).done;
-        return r.content.user_expressions.n.data['text/plain'] === 'True' }}""", 20)
+        return r.content.user_expressions.n.data['text/plain'] === 'True' }}""", 120)
 
     page.save()                                                              # the tab is closed, and opened again
     page.page.reload()
     page = Page(page.page)
-    assert moves_on(page, 60)["state"] == "running"
+    assert moves_on(page)["state"] == "running"
 
     page.find(f"{DASH} button.llmnb-stop").click()
-    state_is(page, "stopped", 20)
+    state_is(page, "stopped")
     assert page.ask("trainer.wait().state") == "stopped" and page.ask("trainer.step") > changed
-    page.run(5); page.wait_idle(60)                                          # and on
-    page.until("() => document.querySelector('.llmnb-dash[data-state=running]') !== null", 20)
+    page.run(5); page.wait_idle()                                          # and on
+    page.until("() => document.querySelector('.llmnb-dash[data-state=running]') !== null", 120)
     at = page.ask("trainer.step")
     os.kill(page.ask("__import__('os').getpid()"), signal.SIGKILL)           # the kernel is gone
-    page.until("() => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel; return k && ['restarting', 'autorestarting', 'starting', 'idle'].includes(k.status) }", 60)
+    page.until("() => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel; return k && ['restarting', 'autorestarting', 'starting', 'idle'].includes(k.status) }", 120)
     page.page.wait_for_timeout(1500)
     page.page.keyboard.press("Escape")                                       # the notice that it died
-    page.until("() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'", 60)
+    page.until("() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'", 120)
 
-    for n in (0, 6): page.run(n); page.wait_idle(120)
+    for n in (0, 6): page.run(n); page.wait_idle()
     assert changed < page.ask("kept") and page.ask("trainer.state") == "done" and at <= 3000
     assert page.ask("trainer.history.step.tolist()") == list(range(1, 3001))
     page.ask(f"globals().update(changed={changed})")
-    page.run(2); page.wait_idle(30)
-    page.run(7); page.wait_idle(120)
+    page.run(2); page.wait_idle()
+    page.run(7); page.wait_idle()
     assert page.ask("trainer.history.loss.dropna().tolist() == whole.history.loss.dropna().tolist()")   # as if nothing had been
     page.picture(tmp_path/"whole.png")
     assert not page.errors
