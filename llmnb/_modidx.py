@@ -3680,6 +3680,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'llmnb.train.lora.Part.rank': ('train/lora.html#part.rank', 'llmnb/train/lora.py'),
                                   'llmnb.train.lora.Part.scale': ('train/lora.html#part.scale', 'llmnb/train/lora.py'),
                                   'llmnb.train.lora.Part.weights_met': ('train/lora.html#part.weights_met', 'llmnb/train/lora.py'),
+                                  'llmnb.train.lora._check_module': ('train/lora.html#_check_module', 'llmnb/train/lora.py'),
+                                  'llmnb.train.lora._check_rank': ('train/lora.html#_check_rank', 'llmnb/train/lora.py'),
                                   'llmnb.train.lora._chosen': ('train/lora.html#_chosen', 'llmnb/train/lora.py'),
                                   'llmnb.train.lora._first': ('train/lora.html#_first', 'llmnb/train/lora.py'),
                                   'llmnb.train.lora._hits': ('train/lora.html#_hits', 'llmnb/train/lora.py'),
