@@ -518,7 +518,8 @@ class Bare:
 
 
 class BanAll:
-    def __call__(self, logits, history): return torch.full_like(logits, -math.inf)
+    def __init__(self, to=-math.inf): self.to = to
+    def __call__(self, logits, history): return torch.full_like(logits, self.to)
 
 
 @pytest.mark.parametrize("says, how", [
@@ -532,7 +533,7 @@ class BanAll:
     ("prompt 0 is 3.5", dict(prompt=[3.5])), ("integers", dict(prompt=torch.tensor([1.5]))), (r"shape \(1, 2\)", dict(prompt=torch.tensor([[1, 2]]))),
     ("prompt is int", dict(prompt=7)), ("prompt is NoneType", dict(prompt=None)),
     ("max_new_tokens = 0", dict(max_new_tokens=0)), ("max_new_tokens = 2.5", dict(max_new_tokens=2.5)), ("batch_size = 0", dict(batch_size=0)),
-    ("stop has an empty string", dict(stop=[""])), ("stop = 2.5; expected a string, a token id, a rule or a function", dict(stop=[2.5])), ("stop = 'x' is a string, but tok is None", dict(tok=None, prompt=[1], stop="x")),
+    ("stop has an empty string", dict(stop=[""])), ("stop = 2.5; expected a string, a token id, a rule or a function", dict(stop=[2.5])), ("stop = 2.5; expected", dict(stop=2.5)), ("alternatives = -1; expected a whole number of at least 0", dict(alternatives=-1)), ("stop = 'x' is a string, but tok is None", dict(tok=None, prompt=[1], stop="x")),
     ("seed = -1", dict(seed=-1)), ("seed = 'a'", dict(seed="a")), ("give max_new_tokens", dict(sliding=True, max_new_tokens=None)),
     ("strategies has no 'smaple'. Did you mean 'sample'", dict(strategy="smaple")), (r"write Sample\(\)", dict(strategy=Sample)),
     ("tok is str; expected a Tokenizer", dict(tok="gpt2")),
@@ -564,7 +565,7 @@ def test_numbers_gone_bad_name_the_step(tok, strategy, bad):
     assert issubclass(DecodeError, LLMNBError)
 
 
-@pytest.mark.parametrize("strategy", [Greedy((BanAll(),)), Sample(processors=(BanAll(),))])
+@pytest.mark.parametrize("strategy", [make(processors=(BanAll(to),)) for make in (Greedy, Sample) for to in (-math.inf, math.nan)])
 def test_everything_banned(model, tok, strategy):
     with pytest.raises(DecodeError, match=r"At step 0 \(new token 0 of prompt [01]\) every token is banned"): generate(model, tok, ["To", "be"], strategy=strategy, max_new_tokens=3)
 

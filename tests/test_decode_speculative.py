@@ -10,7 +10,7 @@ from llmnb.decode.generate import DecodeError, generate, stream
 from llmnb.decode.processors import History, RepetitionPenalty
 from llmnb.decode.speculative import PromptLookup, Speculative, leave_early, look_up, verdict
 from llmnb.decode.strategies import Greedy, Sample
-from test_decode import PROMPTS, V, make
+from test_decode import PROMPTS, V, BanAll, make
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -119,7 +119,8 @@ def test_best_of_and_majority(model):
     ("k = 0", lambda: Contrastive(0)), ("alpha = 2", lambda: Contrastive(alpha=2)), ("model = None", lambda: ContrastWith()), ("scale = nan", lambda: Guided(math.nan)),
     ("negative is empty", lambda: Guided(negative=())), ("expected a strategy that chooses", lambda: Guided(base=PromptLookup())), ("epsilon = 0", lambda: Epsilon(0)),
     ("eta = 1", lambda: Eta(1)), ("top_n_sigma = 0", lambda: Sample(top_n_sigma=0)), ("no_repeat_ngram = 0", lambda: NoRepeatNGram(0)), ("bias = {}", lambda: LogitBias({})),
-    ("words = 5", lambda: BadWords(5)), ("ids = ", lambda: Suppress(())), ("counts from the end", lambda: Forced(3, -1)), ("n = -1", lambda: MinNewTokens(-1, (2,))), ("threshold = 2", lambda: XTC(2))])
+    ("words = 5", lambda: BadWords(5)), ("ids = ", lambda: Suppress(())), ("counts from the end", lambda: Forced(3, -1)), ("n = -1", lambda: MinNewTokens(-1, (2,))), ("threshold = 2", lambda: XTC(2)),
+    ("bias has 5: inf", lambda: LogitBias({5: math.inf})), ("temperature = 1e-40", lambda: Sample(1e-40))])
 def test_mistakes(says, make_it):
     with pytest.raises((ValueError, TypeError), match=says): make_it()
 
@@ -131,5 +132,12 @@ def test_mistakes_of_the_run(model):
     with pytest.raises(ValueError, match="layers = 2; expected 1 to 1"): generate(model, None, [1], strategy=Speculative(2), max_new_tokens=3)
     with pytest.raises(ValueError, match="sliding=True"): generate(model, None, [1], strategy=PromptLookup(), max_new_tokens=3, sliding=True)
     with pytest.raises(ValueError, match="id 900"): generate(model, None, [1], strategy=Greedy((Suppress((900,)),)), max_new_tokens=3)
+    for base in (Greedy((BanAll(),)), Sample(processors=(BanAll(),))):
+        for strategy in (Speculative(1, base=base), PromptLookup(base=base), Guided(base=base)):
+            with pytest.raises(DecodeError, match="banned"): generate(model, None, [1, 1, 1], strategy=strategy, max_new_tokens=3)
+    wild = make("llama", seed=9, layers=1)
+    for p in wild.parameters(): p.data.mul_(math.nan)
+    with pytest.raises(DecodeError, match="second opinion at step 0"): generate(model, None, [1], strategy=ContrastWith(wild), max_new_tokens=3)
+    assert len(generate(model, None, [1], strategy=Speculative(wild, base=Sample(0.8)), max_new_tokens=9).ids) == 9      # bad guesses, and no more
     for strategy in (Speculative(1), Contrastive(), Guided()):
         with model.hooks({"final": lambda x, name: x * math.nan}), pytest.raises(DecodeError): generate(model, None, [1], strategy=strategy, max_new_tokens=3)

@@ -15,6 +15,7 @@ from llmnb.text.tokenizer import Tokenizer
 from llmnb.train.adapters import load_adapter, save_adapter
 from llmnb.train.lora import (AdapterError, adapted, drop, freeze, lora, merge, projections, unmerge, without_adapters)
 from llmnb.train.preference import DPO, Preference, dpo_loss, log_probs
+from llmnb.train.run import RunError
 from llmnb.train.state import copy_weights
 from llmnb.train.trainer import Trainer
 
@@ -144,6 +145,8 @@ def test_freeze():
 
 @pytest.mark.parametrize("call, words", [
     (lambda m: lora(m, rank=0), "rank = 0"), (lambda m: lora(m, alpha=-1), "alpha"), (lambda m: lora(m, targets=["q_prj"]), "q_proj"),
+    (lambda m: lora(m, targets=[]), r"targets = \[\]: expected names"), (lambda m: lora(m, targets=5), r"targets = \[5\]: expected names"), (lambda m: lora(m, rank=10**6), "rank = 1000000: no matrix"),
+    (lambda m: lora(m, dora="x"), "dora = 'x'"), (lambda m: lora(m, seed="x"), "seed = 'x'"), (lambda m: lora(None), "not a NoneType"), (lambda m: freeze(m, 5), "5 is no name"), (lambda m: freeze(m, "layer.0"), r"nor lies in it\. Did you mean"),
     (lambda m: lora(lora(m)), "already"), (merge, "no adapters"), (unmerge, "no adapters")])
 def test_errors_say_what_to_do(call, words):
     with pytest.raises(AdapterError, match=words): call(make())
@@ -207,6 +210,7 @@ def test_a_packed_run_is_reopened_with_its_base(tmp_path, data):
     begin = lambda name: Trainer(base(), data, steps=6, batch_size=4, lr=1e-2, seed=2, device="cpu", dtype="float32", run=tmp_path/name)
     whole, part = begin("whole").fit(), begin("part")
     part.callbacks.append(Stop(3)); part.fit()
+    with pytest.raises(RunError, match="packed base .then -> now.:\n  model.parameters"): Trainer.reopen(tmp_path/"part", callbacks=[])
     again = Trainer.reopen(tmp_path/"part", model=base(), callbacks=[]).fit()
     assert again.history["loss"].tolist() == whole.history["loss"].tolist()
     assert whole.history["loss"].iloc[-1] < whole.history["loss"].iloc[0]

@@ -16,9 +16,11 @@ from llmnb.text.tokenizer import Tokenizer
 from llmnb.train.callbacks import Callback, EarlyStop
 from llmnb.train.guard import Guard
 from llmnb.train.launch import launch
+from llmnb.train.lora import lora
 from llmnb.train.lr_find import lr_find
 from llmnb.train.optim import AdamW, Constant, Cosine, Linear
 from llmnb.train.optimizers import SGD, Adam, Adafactor, AdamW8bit, Lion, Muon
+from llmnb.train.preference import DPO, Preference
 from llmnb.train.run import Keep, RunError
 from llmnb.train.schedules import WSD, InverseSqrt, OneCycle
 from llmnb.train.trainer import Trainer
@@ -34,6 +36,12 @@ def packs(tmp_path_factory):
     wanted = {CausalLM(ctx=16): TEXT, SpanCorruption(ctx=16): TEXT, Seq2Seq(ctx=16): [Pair("to be", f"or not {n}") for n in range(40)],
               Classification((0, 1), ctx=16): [Labelled(f"to be {n}", n % 2) for n in range(40)]}
     return {o.name: TextData.pack(texts, tok, objective=o, valid=0.2, path=home / o.name) for o, texts in wanted.items()}
+
+
+@pytest.fixture(scope="module")
+def choices(packs, tmp_path_factory):
+    home = tmp_path_factory.mktemp("choices")
+    return TextData.pack([Preference("to be", f"or not {n}", "no") for n in range(40)], packs["causal"].tok, objective=DPO(ctx=16), valid=0.2, path=home / "dpo")
 
 
 def net(family="gpt2", **more): return Transformer(getattr(TransformerConfig, family)("tiny", vocab_size=300, ctx=32, layers=1, width=16, heads=1, **more), seed=1)
@@ -60,7 +68,7 @@ def test_what_is_good_stays_good():
     (dict(schedule=Cosine), TypeError, "Cosine is a class; make one"), (dict(schedule=lambda: 1), TypeError, "a function of the step's number"), (dict(schedule=None), TypeError, "schedule = None: expected a name"), (dict(schedule=lambda step: "x"), ValueError, "gives 'x' for step 0"),
     (dict(schedule=lambda step: float("nan")), ValueError, "gives nan"), (dict(schedule=lambda step: -1), ValueError, "gives -1"), (dict(recompute="x"), TypeError, "recompute = 'x'"),
     (dict(callbacks=[3]), TypeError, "3 has none of the methods"), (dict(callbacks=[None]), TypeError, "None has none"), (dict(callbacks=["probe"]), TypeError, "probe has to be told name; make one, Probe(name=...)"),
-    (dict(batch_size=10**9), ValueError, "batch_size = 1000000000: it takes"), (dict(run=5), TypeError, "run = 5: expected a folder"), (dict(run=""), RunError, "run = '': expected a folder"),
+    (dict(batch_size=10**12), ValueError, "batch_size = 1000000000000: it takes"), (dict(run=5), TypeError, "run = 5: expected a folder"), (dict(run=""), RunError, "run = '': expected a folder"),
 ])
 def test_of_a_trainer(packs, tmp_path, kw, error, said):
     with pytest.raises(error, match=re.escape(said)): Trainer(net(), packs["causal"], **{**dict(steps=4, batch_size=2, run=tmp_path / "r"), **kw})
@@ -68,11 +76,11 @@ def test_of_a_trainer(packs, tmp_path, kw, error, said):
 
 
 def test_the_batch_that_could_fit_is_accepted(packs, tmp_path):
-    with pytest.raises(ValueError) as e: Trainer(net(), packs["causal"], steps=1, batch_size=10**9, run=tmp_path / "r")
+    with pytest.raises(ValueError) as e: Trainer(net(), packs["causal"], steps=1, batch_size=10**12, run=tmp_path / "r")
     most = int(re.search(r"GB\. (\d+) is the most", str(e.value))[1])
     assert Trainer(net(), packs["causal"], steps=1, batch_size=most, run=tmp_path / "r").config.batch_size == most
     with pytest.raises(ValueError, match="is the most"): Trainer(net(), packs["causal"], steps=1, batch_size=most + 1, run=tmp_path / "r")
-    assert Trainer(net("t5"), packs["seq2seq"], steps=1, batch_size=10**9, run=tmp_path / "r").config.batch_size == 10**9      # of records at most
+    assert Trainer(net("t5"), packs["seq2seq"], steps=1, batch_size=10**12, run=tmp_path / "r").config.batch_size == 10**12      # of records at most
 
 
 @pytest.mark.parametrize("family,objective,said", [
@@ -81,6 +89,12 @@ def test_the_batch_that_could_fit_is_accepted(packs, tmp_path):
 ])
 def test_data_for_another_kind_of_model(packs, tmp_path, family, objective, said):
     with pytest.raises(ValueError, match=re.escape(said)): Trainer(net(family), packs[objective], steps=2, batch_size=2, run=tmp_path / "r")
+
+
+def test_preferences_want_adapters(choices, tmp_path):
+    with pytest.raises(ValueError, match=re.escape("lora(model) first")): Trainer(net(), choices, steps=2, batch_size=2, run=tmp_path / "r")
+    assert Trainer(lora(net()), choices, steps=1, batch_size=2, run=tmp_path / "r").fit().state == "done"
+    with pytest.raises(ValueError, match="beta = 'x'"): DPO(beta="x")
 
 
 def test_data_for_this_kind_of_model(packs, tmp_path):

@@ -136,8 +136,9 @@ class LogitBias:
         for k, v in bias.items():
             ids = k if isinstance(k, tuple) else (k,)
             for i in ids: _whole("a token of bias", i)
-            if not ids or isinstance(v, bool) or not isinstance(v, (int, float)) or v != v:
-                raise ValueError(f"bias has {k!r}: {v!r}; expected an id or a tuple of ids, and a number.")
+            if not ids or isinstance(v, bool) or not isinstance(v, (int, float)) or not v < math.inf:
+                raise ValueError(f"bias has {k!r}: {v!r}; expected an id or a tuple of ids, and a number "
+                                 "(Forced(id) leaves one token alone).")
             self.bias[ids] = float(v)
 
     def __call__(self, logits, history):

@@ -36,6 +36,7 @@ class _Comparing:
             yield
 
     def _read(self, s, ids):
+        s.reads += sum(map(len, ids))
         memory = {} if s.memory is None else dict(memory=s.memory.reorder([0] * len(ids)))
         with evaluating(s.model): return s.model.hidden(torch.tensor(ids, device=s.history.ids.device), None, s.cache, **memory)
 
@@ -97,12 +98,19 @@ class _Twice(Strategy):
         try:
             while session.live:
                 with torch.inference_mode():
-                    mixed = self.mix(first(session.logits(), session.history), other.logits()[:, :session.last.shape[-1]])
+                    mixed = self.mix(first(session.logits(), session.history), _second(other)[:, :session.last.shape[-1]])
                     ids = self.base.choose(mixed, session.history, session.draw)
                     session.take(ids)
                     _follow(other, session, ids)
                 yield
         finally: other.close()
+
+def _second(other):
+    "What the second text's model thinks."
+    logits = other.logits()
+    if logits.logsumexp(-1).isfinite().all(): return logits
+    raise DecodeError(f"The logits of the second opinion at step {other.step} are not finite. Its weights may be damaged, "
+                      "or training has diverged: load an earlier checkpoint, or try float32.")
 
 def _hard(base):
     "What holds before any opinion: a constraint."

@@ -84,6 +84,7 @@ def generate(
     prompts, many = split_prompts(prompt)
     strategy, seed, size = pick_strategy(strategy), _seed(seed), _count("batch_size", batch_size) or 64
     if kept is not None and many: raise ValueError("kept goes with one prompt; here is a list of them.")
+    alternatives = _count("alternatives", alternatives, 0) or 0
     own, model = model, at_rest(model)              # a copy, where another thread trains it
     rows = make_rows(model, tok, prompts, max_new_tokens, stop, sliding, many)
     strategy = constrain(strategy, constraint, rows, tok)
@@ -159,7 +160,7 @@ def stream(
     if many:
         raise TypeError(f"stream takes one prompt, but here is a list of {len(prompts)}; "
                         "use generate(...), or one stream for each.")
-    strategy, seed = pick_strategy(strategy), _seed(seed)
+    strategy, seed, alternatives = pick_strategy(strategy), _seed(seed), _count("alternatives", alternatives, 0) or 0
     rows = make_rows(model, tok, prompts, max_new_tokens, stop, sliding, many=False)
     strategy = constrain(strategy, constraint, rows, tok)
     return Stream(_session(model, tok, rows, seed, cache, sliding, max_new_tokens, alternatives, (), kept), strategy, seed)

@@ -35,6 +35,8 @@ class Temperature:
     def __post_init__(self):
         _number("temperature", self.temperature, 0, open_low=True,
                 hint="For the most likely token every time use Greedy().")
+        if self.temperature < 1e-30:
+            raise ValueError(f"temperature = {self.temperature!r}: logits divided by so little are not finite. Use Greedy().")
     def __call__(self, logits, history=None): return logits / self.temperature
 
 # %% ../../nbs/decode/00_processors.ipynb #56ec1a20

@@ -94,9 +94,9 @@ def _check_tok(tok, model):
         raise ValueError(f"the tokenizer has {tok.vocab_size} tokens, but the model only {vocab}: "
                          "they do not belong together.")
 
-def _count(name, x):
-    if x is None or (isinstance(x, int) and not isinstance(x, bool) and x >= 1): return x
-    raise (ValueError if isinstance(x, int) else TypeError)(f"{name} = {x!r}; expected a whole number of at least 1.")
+def _count(name, x, least=1):
+    if x is None or (isinstance(x, int) and not isinstance(x, bool) and x >= least): return x
+    raise (ValueError if isinstance(x, int) else TypeError)(f"{name} = {x!r}; expected a whole number of at least {least}.")
 
 def _seed(seed):
     seed = settings.seed if seed is None else seed

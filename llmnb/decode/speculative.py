@@ -121,6 +121,7 @@ def _step(how, s, row, first, chooser, drafter):
     n = int(min(how.ahead, row.limit - len(row.ids) - 1, s.ctx - len(ids)))
     with chooser.trying(): guesses, qs = drafter.guess(ids, n, chooser.try_one) if n > 0 else ([], [])
     new = ids[s.cache.length:] + guesses
+    s.reads += len(new)
     with evaluating(s.model): x = s.reader.hidden(_tensor(new, s.model), None, s.cache, **({} if s.memory is None else dict(memory=s.memory)))[0, -len(guesses) - 1:]
     logits = s.reader.unembed(x).float()[:, :s.vocab]
     taken = 0
@@ -154,7 +155,7 @@ class _Chooser:
     def try_one(self, logits):
         "A guess, and its distribution."
         if self.greedy: id, q = int(self.base.choose(logits[:, :self.vocab], self.history)[0]), None
-        else: q = self.probs(logits); id = self.pick(q)
+        else: q = self.probs(logits); id = self.pick(q); q = None if id < 0 else q   # a draft without an opinion guesses any token
         self.history.add(torch.tensor([max(id, 0)], device=self.draw.device))
         return max(id, 0), q
 
@@ -163,7 +164,7 @@ class _Chooser:
         if self.greedy: id = int(self.base.choose(logits, self.history)[0]); ok = id == guess
         else:
             p = self.probs(logits)
-            id, ok = (self.pick(p), False) if guess is None else self._weigh(p, guess, q)
+            id, ok = (self.pick(p), False) if guess is None or p.isnan().any() else self._weigh(p, guess, q)
         self.history.add(torch.tensor([max(id, 0)], device=self.draw.device))
         return id, ok
 

@@ -65,7 +65,8 @@ def as_list(
     stop, # one thing that ends a reply, several, or None
 ) -> list:
     "What is given for `stop`, as a list."
-    return [stop] if isinstance(stop, (str, int)) or hasattr(stop, "look") or callable(stop) else list(stop or ())
+    if stop is None: return []
+    return [stop] if isinstance(stop, (str, int)) or hasattr(stop, "look") or not hasattr(stop, "__iter__") else list(stop)
 
 def read_stop(
     stop, # as for `generate`

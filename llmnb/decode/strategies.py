@@ -162,7 +162,7 @@ class Greedy(Strategy):
     def choose(self, logits, history=None, draw=None):
         if not self.processors: return best_token(logits)
         best, ids = self.chain(logits, history).max(-1)
-        return torch.where(best == -math.inf, -1, ids)
+        return torch.where((best == -math.inf) | best.isnan(), -1, ids)
 
 # %% ../../nbs/decode/01_strategies.ipynb #31ec4049
 @dataclass(frozen=True, repr=False)

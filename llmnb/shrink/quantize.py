@@ -299,7 +299,7 @@ def _copy(model):
     return copy.deepcopy(model, {id(p): p for p in shared})
 
 def _check(model, how):
-    if how not in FORMS: raise QuantizeError(f"how = {how!r}; expected {', '.join(FORMS)}.{did_you_mean(str(how), FORMS)}")
+    if how not in FORMS: raise QuantizeError(f"how = {how!r}; expected {', '.join(FORMS)}. {did_you_mean(str(how), FORMS)}".strip())
     if not isinstance(model, Transformer): raise TypeError(f"model is a {type(model).__name__}; expected a Transformer.")
     if getattr(model, "packing", None):
         raise QuantizeError(f"the model is packed already ({model.packing}); quantize the original.")

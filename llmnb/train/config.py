@@ -113,7 +113,7 @@ def _check_fit(model, data):
                          f"make it with ctx={data.ctx}, or pack the text with ctx={ctx}.")
     if not data.train.n_batches(1):
         raise ValueError("the training split is empty; pack more text, or a smaller part for validation.")
-    if isinstance(model, Transformer): _check_kind(model.config, getattr(data, "objective", None))
+    if isinstance(model, Transformer): _check_kind(model, getattr(data, "objective", None))
 
 def _pick_compile(compile, device, dtype, model, data, tokens):
     "True or False; 'auto' compiles where the run is long enough to win back the minute that it costs."
@@ -127,9 +127,11 @@ def _pick_compile(compile, device, dtype, model, data, tokens):
     return tokens * cost / (0.4 * rate) > 300
 
 # %% ../../nbs/train/05_config.ipynb #f008a829
-def _check_kind(config, objective):
+def _check_kind(model, objective):
     "Raise `ValueError` where an objective of ours is for another kind of model."
-    name, arch, why = getattr(objective, "name", None), config.arch, None
+    from llmnb.train.lora import adapted
+    config, name = model.config, getattr(objective, "name", None)
+    arch, why = config.arch, None
     pair, alone = ("seq2seq", "span-corruption"), ("causal", "chat", "complete", "dpo")
     if name in pair and not arch.pair:
         why = "has a text to read and one to write, and only an encoder-decoder reads the first, as TransformerConfig.t5(...)"
@@ -141,6 +143,8 @@ def _check_kind(config, objective):
                "or take a decoder, such as TransformerConfig.gpt2(...)")
     elif name in _heads and config.head.words:
         why = f"asks for no words, and the model's head is {config.head}: model.with_head({_heads[name]}) is the model for it"
+    elif name == "dpo" and not adapted(model):
+        why = "compares with the model before, which is the one without its adapters: lora(model) first"
     if why: raise ValueError(f"the data, packed for {type(objective).__name__}, {why}.")
 
 _heads = {"classification": "ClassHead(labels=2)", "span-qa": "SpanHead()"}

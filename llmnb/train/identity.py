@@ -180,6 +180,7 @@ def check_same(
     t, # the trainer that is to go on
     checkpoint:Path, # from where
     changed:bool, # whether differences are wanted
+    brought:bool=True, # whether the model was given, and not made from the folder
 ) -> list: # the differences
     "Compare a trainer with its checkpoint. Raises `RunError` with the list of differences, unless they are wanted."
     kept = json.loads((checkpoint/"trainer.json").read_text())
@@ -187,6 +188,10 @@ def check_same(
     if not found or changed: return found
     kinds = [k for k in ("data", "model") if any(d.startswith(k + ".") for d in found)]
     what = " and ".join(f"other data" if k == "data" else "another model" for k in kinds) or "other settings"
+    if not brought and any(d.startswith("model.shapes") for d in found):
+        raise RunError(f"run '{shown(run)}' had a model that its folder alone cannot make, such as one with a packed base "
+                       "(then -> now):\n  " + "\n  ".join(found) + "\nBring it as it was before the run: "
+                       f"Trainer.reopen('{shown(run)}', model=lora(quantize(load_model(base), 'int8'), rank=8)).")
     raise RunError(f"run '{shown(run)}' was trained with {what} (then -> now):\n  " + "\n  ".join(found) +
                    "\nIts losses would not go on. Bring what it was trained with, or, if the change is wanted: "
                    f"Trainer.reopen('{shown(run)}', ..., changed=True).")

@@ -220,7 +220,7 @@ def launch(
     if not hasattr(what, "reopen") and (not callable(what) or isinstance(what, torch.nn.Module)):
         raise TypeError(f"launch: expected a Trainer or a function, not {type(what).__name__}.")
     if strategy not in ("ddp", "fsdp"):
-        raise ValueError(f"strategy = {strategy!r}: expected 'ddp' or 'fsdp'. {did_you_mean(strategy, ('ddp', 'fsdp'))}")
+        raise ValueError(f"strategy = {strategy!r}: expected 'ddp' or 'fsdp'. {did_you_mean(strategy, ('ddp', 'fsdp'))}".strip())
     for name, value in (("threads", threads or 1), ("timeout", timeout)):
         if isinstance(value, bool) or not isinstance(value, int if name == "threads" else (int, float)) or not value > 0:
             raise ValueError(f"{name} = {value!r}: expected a {'whole ' * (name == 'threads')}number above 0.")

@@ -168,12 +168,14 @@ def _chosen(model, targets):
     "Layer -> [(their name, rows, transposed)] of what is to be adapted."
     every = {n: projections(model, n, m.out_features) for n, m in _linears(model).items()}
     if targets is None: return every
-    targets = [targets] if isinstance(targets, str) else list(targets)
+    targets = [targets] if isinstance(targets, str) or not hasattr(targets, "__iter__") else list(targets)
+    if not targets or not all(isinstance(t, str) for t in targets):
+        raise AdapterError(f"targets = {targets!r}: expected names of linear layers, such as ['q_proj', 'v_proj'], or None for all.")
     for t in targets:
         if not any(_hits(t, n, p[0]) for n, ps in every.items() for p in ps):
             known = sorted({x.rpartition(".")[2] for n, ps in every.items() for x in (n, *(p[0] for p in ps))})
-            raise AdapterError(f"targets: no linear layer is called {t!r}; expected some of {', '.join(known)}."
-                               f"{did_you_mean(t, known)}")
+            raise AdapterError(f"targets: no linear layer is called {t!r}; expected some of {', '.join(known)}. "
+                               f"{did_you_mean(t, known)}".strip())
     some = {n: [p for p in ps if any(_hits(t, n, p[0]) for t in targets)] for n, ps in every.items()}
     return {n: ps for n, ps in some.items() if ps}
 
@@ -187,19 +189,33 @@ def lora(
     seed:int|None=None, # of A; `settings.seed` if None
 ) -> nn.Module: # the model
     "Freeze a model and put adapters beside its linear layers. Raises `AdapterError`."
+    _check_module("lora", model)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise AdapterError(f"rank = {rank!r}: expected a whole number from 1, such as 8.")
     if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
         raise AdapterError(f"alpha = {alpha!r}: expected a number above 0; twice the rank is usual.")
+    if not isinstance(dora, bool): raise AdapterError(f"dora = {dora!r}: expected True or False.")
+    seed = settings.seed if seed is None else seed
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise AdapterError(f"seed = {seed!r}: expected a whole number from 0.")
     if adapted(model): raise AdapterError("the model has adapters already: merge(model) or drop(model) first.")
     chosen = _chosen(model, targets)
+    _check_rank(rank, [model.get_submodule(n) for n in chosen])
     freeze(model)
-    draw = torch.Generator().manual_seed(settings.seed if seed is None else seed)
+    draw = torch.Generator().manual_seed(seed)
     for name, parts in chosen.items():
         base = model.get_submodule(name)
         make = lambda their, rows, turned: Part(their, rows, turned, *_first(base, rows, rank, alpha, dora, draw))
         model.set_submodule(name, Adapted(base, {p[0].rpartition(".")[2]: make(*p) for p in parts}))
     return model
+
+def _check_module(what, model):
+    if not isinstance(model, nn.Module): raise AdapterError(f"{what}: expected a model, not a {type(model).__name__}.")
+
+def _check_rank(rank, layers):
+    "A rank above all sides of all matrices can only be a slip."
+    most = max((max(m.in_features, m.out_features) for m in layers), default=rank)
+    if rank > most: raise AdapterError(f"rank = {rank}: no matrix here has more than {most} rows or columns; 4 to 64 is usual.")
 
 def _first(base, rows, rank, alpha, dora, draw):
     "The first A, the scale, and the lengths of the rows."
@@ -214,11 +230,13 @@ def freeze(
     but=(), # what stays trained, or is trained again
 ) -> nn.Module: # the model
     "Say which weights are not trained. Raises `AdapterError` for a name that fits nothing."
+    _check_module("freeze", model)
     params, but = dict(model.named_parameters()), [but] if isinstance(but, str) else list(but)
     for wanted in (*names, *but):
+        if not isinstance(wanted, str): raise AdapterError(f"freeze: {wanted!r} is no name; expected one of a module, such as 'layers.0'.")
         if not any(_within(n, wanted) for n in params):
             known = sorted({n.rsplit(".", k)[0] for n in params for k in range(n.count(".") + 1)})
-            raise AdapterError(f"freeze: no weight is called {wanted!r}, nor lies in it.{did_you_mean(wanted, known)}")
+            raise AdapterError(f"freeze: no weight is called {wanted!r}, nor lies in it. {did_you_mean(wanted, known)}".strip())
     for n, p in params.items():
         if not names or any(_within(n, f) for f in names): p.requires_grad_(False)
         if any(_within(n, f) for f in but): p.requires_grad_(True)

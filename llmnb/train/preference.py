@@ -78,7 +78,7 @@ class DPO:
 
     def __post_init__(self):
         _whole("ctx", self.ctx, 2); _whole("multiple", self.multiple)
-        if not self.beta > 0: raise ValueError(f"beta = {self.beta!r}: expected a number above 0, such as 0.1.")
+        if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not self.beta > 0: raise ValueError(f"beta = {self.beta!r}: expected a number above 0, such as 0.1.")
 
     def check(self, tok): _need(tok, "DPO")
 

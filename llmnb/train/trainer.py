@@ -102,7 +102,7 @@ def _reopen(cls, run, data, model, callbacks, device, changed, now):
     said, checkpoint = folder.config, newest(folder)
     t = cls.__new__(cls)
     t._set(*from_folder(folder.path, said, checkpoint, data, model, callbacks, device, now), folder.path)
-    t._changed = check_same(folder.path, t, checkpoint, changed)
+    t._changed = check_same(folder.path, t, checkpoint, changed, model is not None)
     if model is not None: t.model = load_same(folder.path, checkpoint, model)
     t.rows = read_log(folder.path)
     t._counters(checkpoint)
