@@ -58,3 +58,8 @@ def test_watch_finds_a_run_by_name_and_says_where_there_is_none(folder, monkeypa
 def test_the_verb_is_there():
     from llmnb.plugins import registry
     assert "watch" in registry("verbs").names() and registry("verbs").get("watch").__doc__
+
+
+def test_a_rate_that_was_set_is_in_the_curve_of_rates_and_no_probe_of_its_own():
+    from llmnb.notebook.frames import _probes
+    assert _probes(dict(step=3, lr=1e-3, set_lr=1e-3, stable_rank=2.0, sample="x")) == ["stable_rank"]
