@@ -34,13 +34,14 @@ def until(ask, wanted, seconds=120):
     return got
 
 
-def test_a_run_in_another_process_is_followed_until_it_is_killed(folder):
+def test_a_run_in_another_process_is_followed_until_it_is_killed(folder, capsys):
     other = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)])
     try:
         w = Watch(folder)
         assert until(lambda: w.frame()["state"], "running") == "running"
         before = w.picture.now["step"] or 0
         assert until(lambda: w.frame() and (w.picture.now["step"] or 0) > before, True)
+        assert watch(folder, ui="text").thread is None and "hamlet running, step" in capsys.readouterr().out      # in a terminal: as it is now, in words
         assert w.frame()["controls"] is False and "gpt2" in w.frame()["about"]
     finally: other.kill(); other.wait()
     assert run_state(folder, 5, 10_000, quiet=0) == "ended early"
