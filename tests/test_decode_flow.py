@@ -263,6 +263,7 @@ def test_a_chat_reads_only_what_is_new():
             seen.clear()
             with m.hooks({"layers.1.resid_post": lambda x, name: seen.append(x.shape[1])}): out = chat(text)
             if n: assert sum(seen[:1]) == len(out.prompt_ids) - before + (strategy.ahead if isinstance(strategy, Speculative) else 0) and seen[0] < len(out.prompt_ids) / 2
+            assert chat.turns[-1].read == sum(seen)
             before = len(chat.kept.ids)
             assert out.ids == generate(m, tok, out.prompt_ids, strategy=strategy, max_new_tokens=4, stop=chat.stop, seed=1 + n).ids
     assert [x["role"] for x in chat.messages] == ["system"] + ["user", "assistant"] * 3

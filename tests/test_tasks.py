@@ -269,7 +269,7 @@ def test_a_report_is_kept_and_compared(model, tok, tmp_path):
     a, b = score(model, tok, TASKS[2], samples=20), score(make(tok, "gpt2"), tok, TASKS[2], samples=20)
     files = save_report(a, tmp_path/"r")
     page, again = files[1].read_text(), load_report(tmp_path/"r")
-    assert again.figures == json.loads(json.dumps(a.figures)) and again.each == a.each and float(again) == float(a)
+    assert again.figures == a.figures and again.each == a.each and float(again) == float(a) and repr(again) == repr(a) == str(a.table())
     assert "<script" not in page and "http" not in page and TASKS[2].records[0].question in page
     assert str(compare_reports(a, b, samples=20)) == str(compare_reports(again, b, samples=20)) and "difference" in str(compare_reports(a, b, samples=20))
     order = [x for x in a._sorted(worst=True)]
@@ -350,10 +350,22 @@ def test_what_the_harness_asks(model, tok):
     ("has 1 options", lambda m, t: Choice("a", ["b"], 0)), ("answer = 2; expected 0 to 1", lambda m, t: Choice("a", ["b", "c"], 2)), ("by = 'words'", lambda m, t: MultipleChoice([("a", ["b", "c"], 0)], by="words")),
     ("has one word", lambda m, t: Cloze(["word"])), ("label 'x' is none of 'a', 'b'", lambda m, t: Classifying([Labelled("t", "x")], labels=("a", "b"))), ("does not end with an answer", lambda m, t: Conversing([Dialogue.of("Hello?")])),
     ("task is str|tasks has no 'translate'. Did you mean 'translation'", lambda m, t: score(m, t, "translate")), ("task is list", lambda m, t: score(m, t, [("a", "b")])), ("limit = 0", lambda m, t: score(m, t, TASKS[0], limit=0)),
+    ("options = .'a', ''.; expected", lambda m, t: Choice("q", ("a", ""), 0)), ("options = 'ab'", lambda m, t: Choice("q", "ab", 0)), ("options = .*None", lambda m, t: MultipleChoice([("q", ["a", None], 0)])),
+    ("answer = 'b'; expected 0 to 1", lambda m, t: MultipleChoice([("q", ["a", "b"], "b")])), ("records is None; expected a list", lambda m, t: Translation(None)),
+    ("expected two a token", lambda m, t: score(Transformer(m.config.replace(ctx=200), seed=0), t, SpanAnswering([Question("Who?", TEXT[1], [], [])]))), ("translation has no examples of its own", lambda m, t: score(m, t, "translation")),
+    ("model is None; expected one", lambda m, t: score(None, t, TASKS[0])), ("tok is None; expected", lambda m, t: score(m, None, TASKS[0])), ("interval = 95", lambda m, t: score(m, t, TASKS[0], interval=95)),
+    ("metrics holds a BLEU; expected names", lambda m, t: score(m, t, TASKS[0], metrics=[registry("metrics").get("bleu")()])), ("A metric goes with a task", lambda m, t: Score(registry("metrics").get("bleu")())),
+    ("record 1: its target is None; expected a string", lambda m, t: Translation([("a", "b"), ("a", None)])), ("metrics has no 'bleuu'", lambda m, t: Score(TASKS[0], t, metrics="bleuu")),
+    ("score has no argument 'bach_size'. Did you mean 'batch_size'", lambda m, t: score(m, t, TASKS[0], bach_size=2)), ("perplexity has no argument 'max_length'. Here it is ctx", lambda m, t: perplexity(m, t, TEXT, max_length=8)),
+    ("k = 0; expected a whole number", lambda m, t: CodeWriting([Problem("def f():\n", "", "f")], k=0)),
+    ("fills gaps, and gives no likelihood", lambda m, t: score(make(t, "bert"), t, TASKS[4])), ("does not read on", lambda m, t: score(make(t, "bert"), t, TASKS[7])),
     ("metrics has no 'bleuu'", lambda m, t: score(m, t, TASKS[0], metrics="bleuu")), ("batch_size = 0", lambda m, t: score(m, t, TASKS[0], batch_size=0)),
 ])
 def test_mistakes(model, tok, says, wrong):
     with settings.override(offline=True), pytest.raises((ValueError, TypeError), match=says): wrong(model, tok)
+
+
+def test_one_k_is_a_k(): assert CodeWriting([Problem("def f():\n", "", "f")], k=1).k == (1,)
 
 
 def test_from_a_line():

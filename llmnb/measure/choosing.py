@@ -8,6 +8,7 @@ __all__ = ['Surprise', 'LanguageModelling', 'Choice', 'MultipleChoice', 'bar', '
 # %% ../../nbs/measure/08a_choosing.ipynb #a175a963
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +28,7 @@ class Surprise(Metric):
     main, inputs, better = "perplexity", dict(predictions="numbers"), "lower"
     def rows(self, predictions, references=None): return np.array(predictions, float)
     def figures(self, total, n):
-        p = Perplexity(total[0] / total[1], int(total[1]), int(total[2])) if total[1] else None
+        p = Perplexity(float(total[0] / total[1]), int(total[1]), int(total[2])) if total[1] else None
         return dict(perplexity=float(p), loss=p.loss, bits_per_byte=p.bits_per_byte) if p else dict(perplexity=math.nan)
 
 @dataclass(frozen=True, repr=False)
@@ -55,11 +56,13 @@ class Choice(Record):
     options: tuple # of str
     answer: int # the number of the right one
     def __post_init__(self):
+        bad = isinstance(self.options, str) or next((True for o in self.options if not isinstance(o, str) or not o.strip()), False)
+        if bad: raise ValueError(f"options = {self.options!r}; expected a list of answers, none of them empty.")
         object.__setattr__(self, "options", tuple(self.options))
         if len(self.options) < 2:
             raise ValueError(f"{self.question[:40]!r} has {len(self.options)} options; expected at least two.")
-        if not 0 <= self.answer < len(self.options):
-            raise ValueError(f"answer = {self.answer}; expected 0 to {len(self.options) - 1}.")
+        if not isinstance(self.answer, Integral) or not 0 <= self.answer < len(self.options):
+            raise ValueError(f"answer = {self.answer!r}; expected 0 to {len(self.options) - 1}, the number of the right option.")
 
 _weights = dict(sum=lambda f: 1.0, tokens=lambda f: f[:, 1], bytes=lambda f: f[:, 2])
 
@@ -205,4 +208,6 @@ def _span_scores(model, objective, windows, tok):
     batch = batch.to(next(model.parameters()).device)
     more = {} if batch.types is None or model.entry.types is None else dict(types=batch.types)
     with torch.inference_mode(): scores = model(batch.ids, mask=batch.mask, **more).float().cpu()
+    if scores.ndim != 3 or scores.shape[-1] != 2:
+        raise ValueError(f"the model gives {tuple(scores.shape)} scores; expected two a token: an encoder with SpanHead(). In words: Answering.")
     return [(s[:, 0], s[:, 1]) for s in scores]

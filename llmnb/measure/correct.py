@@ -81,10 +81,20 @@ def _counts(predictions, references, classes):
     rows[n[p == r], 0, p[p == r]] = 1
     return rows.reshape(len(predictions), -1)
 
+def _comparable(predictions, references):
+    "Not all texts on one side and all numbers on the other."
+    a, b = ({x[0] == '"' for x in xs} for xs in (predictions, references))
+    if a | b == {True, False} and len(a) == len(b) == 1:
+        how = "strings", "numbers"
+        raise ValueError(f"predictions are {how[a == {False}]} such as {predictions[0]}, references {how[b == {False}]} such as "
+                         f"{references[0]}, which are never equal; make them one kind, with str or int.")
+
 class Accuracy(Metric):
     "How often the predicted class is the right one, from 0 to 1."
     main, inputs = "accuracy", dict(predictions="label", references="label")
-    def rows(self, predictions, references): return np.array([[p == r] for p, r in zip(predictions, references)], float)
+    def rows(self, predictions, references):
+        _comparable(predictions, references)
+        return np.array([[p == r] for p, r in zip(predictions, references)], float)
     def figures(self, total, n): return dict(accuracy=float(total[0] / n))
 
 # %% ../../nbs/measure/03_correct.ipynb #b3caef4a
@@ -93,6 +103,7 @@ class F1(Metric):
     main, inputs = "f1", dict(predictions="label", references="label")
     options = dict(average="macro")
     def rows(self, predictions, references, average):
+        _comparable(predictions, references)
         self.classes = sorted({*predictions, *references})
         return _counts(predictions, references, self.classes)
     def figures(self, total, n, average):
@@ -117,7 +128,7 @@ class ECE(Metric):
     main, inputs, better = "ece", dict(predictions="chances", references="label"), "lower"
     options = dict(bins=10)
     def rows(self, predictions, references, bins):
-        if bins < 1: raise ValueError(f"bins = {bins}; expected at least 1.")
+        if not isinstance(bins, int) or bins < 1: raise ValueError(f"bins = {bins!r}; expected a whole number, at least 1.")
         right = [_place(r, len(p), i) for i, (p, r) in enumerate(zip(predictions, references))]
         sure, said = np.array([max(p) for p in predictions]), np.array([int(np.argmax(p)) for p in predictions])
         at = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)          # (0, 0.1], (0.1, 0.2] ...

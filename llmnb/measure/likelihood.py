@@ -13,7 +13,7 @@ import torch
 
 from ..decode.session import is_pair
 from ..decode.generate import evaluating
-from .perplexity import _bounds, _groups
+from .perplexity import _bounds, _groups, _other_kind, _with_face
 from .surprise import _decoder_start
 from ..decode.strategies import best_token
 from ..model.reader import Reader, quick
@@ -163,7 +163,9 @@ def continuation_losses(
     progress=None, # called with how many are done
 ) -> tuple: # array (N, 4): nats, tokens, bytes, 1 if it is what greedy decoding writes; and how many prompts were cut
     "How likely each continuation is after its prompt: exp(-nats)."
-    pairs, model = list(pairs), at_rest(model)
+    pairs, model = list(pairs), at_rest(_with_face(model))
+    if _other_kind(model) and not is_pair(model):
+        raise ValueError("this model fills gaps, and gives no likelihood of what comes next; take a decoder or an encoder-decoder.")
     if is_pair(model): rows = [([*tok.encode(p), tok.eos_id][-model.config.ctx:], tok.encode(c), 0) for p, c in pairs]
     else: rows = list(_causal_rows(model, tok, pairs))
     out = np.zeros((len(rows), 4))

@@ -13,6 +13,7 @@ import numpy as np
 
 from .overlap import Words
 from .scores import Metric
+from ..settings import brief
 
 # %% ../../nbs/measure/02a_meaning.ipynb #42ab1dde
 class METEOR(Metric):
@@ -71,6 +72,7 @@ class BERTScore(Metric):
     cite = "Zhang et al., 2020"
     def rows(self, predictions, references, model, tok, batch_size):
         if (model is None) != (tok is None): raise ValueError("give model and tok together, or neither (then it is MiniLM).")
+        if model is not None and not hasattr(model, "parameters"): raise TypeError(f"model is {brief(model)}; expected an encoder, with its tok.")
         model, tok = _minilm() if model is None else (model, tok)
         known = _vectors({*predictions, *(r for refs in references for r in refs)}, model, tok, batch_size)
         best = lambda p, refs: max((_match(known[p], known[r]) for r in refs), key=lambda m: m[2])

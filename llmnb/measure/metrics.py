@@ -50,4 +50,7 @@ def evaluator(
     import evaluate, transformers
     for name in ("TFPreTrainedModel", "FeatureExtractionMixin"):
         if not hasattr(transformers, name): setattr(transformers, name, type(name, (), {}))
-    return evaluate.evaluator(task)
+    kinds = evaluate.evaluator.__globals__["SUPPORTED_EVALUATOR_TASKS"]
+    task = {"sentiment-analysis": "text-classification"}.get(task, task)
+    if task not in kinds: raise UnknownName(f"evaluate has no evaluator for {task!r}. {did_you_mean(task, kinds)}It has: {', '.join(kinds)}.")
+    return kinds[task]["implementation"](task=task, default_metric_name=kinds[task]["default_metric_name"])

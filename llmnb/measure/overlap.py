@@ -54,9 +54,16 @@ class BLEU(_Sacre):
     def _alone(self, opts): return {**opts, "effective_order": True}
     def _metric(self, options):
         _tokenizer(options["tokenize"])
+        if (how := options["smooth_method"]) not in ("exp", "floor", "add-k", "none"):
+            raise ValueError(f"smooth_method = {how!r}; expected 'exp', 'floor', 'add-k' or 'none'.")
+        _at_least(1, max_ngram_order=options["max_ngram_order"])
         return super()._metric(options)
 
 # %% ../../nbs/measure/02_overlap.ipynb #75bc5aa7
+def _at_least(least, **given):
+    for name, n in given.items():
+        if not isinstance(n, int) or n < least: raise ValueError(f"{name} = {n!r}; expected a whole number, at least {least}.")
+
 def _tokenizer(name):
     from sacrebleu.metrics.bleu import BLEU as theirs
     from llmnb.settings import did_you_mean
@@ -69,6 +76,9 @@ class ChrF(_Sacre):
     "chrF from 0 to 100 (Popović, 2015; sacrebleu); `word_order=2` is chrF++."
     main, theirs = "chrf", "CHRF"
     options = dict(char_order=6, word_order=0, beta=2, lowercase=False, whitespace=False, eps_smoothing=False)
+    def _metric(self, options):
+        _at_least(1, char_order=options["char_order"]); _at_least(0, word_order=options["word_order"])
+        return super()._metric(options)
 
 class TER(_Sacre):
     "Edits a hundred reference words (Snover et al., 2006; sacrebleu); lower is better, and it may exceed 100."

@@ -210,7 +210,7 @@ def resampled(
     seed:int=12345, # sacrebleu's default
 ) -> np.ndarray: # (R, S)
     "Sums of the rows of R test sets, drawn from this one with repetition."
-    if samples < 2: raise ValueError(f"samples = {samples}; expected at least 2, better 1000.")
+    if not isinstance(samples, int) or samples < 2: raise ValueError(f"samples = {samples!r}; expected at least 2, better 1000.")
     draws = np.random.default_rng(seed).choice(len(rows), size=(samples, len(rows)), replace=True)
     return np.stack([rows[d].sum(0) for d in draws])
 
@@ -219,7 +219,7 @@ def bounds(
     level:float=0.95, # how much of them lies between
 ) -> tuple: # (low, high)
     "The interval in the middle that holds `level` of the values."
-    if not 0 < level < 1: raise ValueError(f"interval = {level}; expected between 0 and 1, such as 0.95.")
+    if not isinstance(level, (int, float)) or not 0 < level < 1: raise ValueError(f"interval = {level!r}; expected between 0 and 1, such as 0.95.")
     values = np.sort(np.asarray(values, float))
     skip = int(len(values) * (1 - level) / 2 + 1e-9)
     return float(values[skip]), float(values[len(values) - skip - 1])
@@ -234,7 +234,7 @@ def _swapped(a, b, value, samples, seed):
 
 # %% ../../nbs/measure/01_scores.ipynb #7df58761
 def paired(
-    metric:Metric, # an additive one
+    metric:Metric|str, # an additive one, or its name
     a, b, # what two systems predicted
     references=None, # for the same examples
     test:str="bootstrap", # or "swap": approximate randomization
@@ -243,6 +243,9 @@ def paired(
     **options, # of the metric
 ) -> dict: # a, b, difference (b - a), p, interval (95%) of the difference
     "Whether one system is better than another on the same examples."
+    if isinstance(metric, str):
+        from llmnb.measure.metrics import metric as named
+        metric = named(metric)
     if test not in ("bootstrap", "swap"): raise ValueError(f"test = {test!r}; expected 'bootstrap' or 'swap'.")
     if not metric.additive: raise ValueError(f"{metric.main} counts over the whole set, so no paired test of it is sound.")
     opts = {**metric.chosen, **_checked_options(type(metric), options)}

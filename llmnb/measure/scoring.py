@@ -17,7 +17,7 @@ from .scores import _checked_options
 from .tasks import Task
 from ..model.rest import at_rest
 from ..plugins import registry
-from ..settings import settings
+from ..settings import brief, known_arguments, settings
 
 # %% ../../nbs/measure/10_scoring.ipynb #33da6073
 def fingerprint(
@@ -63,6 +63,7 @@ def _each(task, name, judged):
     return m.each(judged["predictions"], judged["references"]) if hasattr(m, "each") else [None] * len(task)
 
 # %% ../../nbs/measure/10_scoring.ipynb #cb4a3362
+@known_arguments()
 def score(
     model, # whatever the task can ask
     tok, # its tokenizer
@@ -78,14 +79,19 @@ def score(
     progress="auto", # a bar where someone looks; True or False
 ) -> Report:
     "Ask a model a task's questions, and judge its answers."
-    task = registry("tasks").get(task)() if isinstance(task, str) else task
+    task = _by_name(task) if isinstance(task, str) else task
     if not hasattr(task, "predict"):
         raise TypeError(f"task is {type(task).__name__}; expected a task such as Translation(pairs), or the name of one.")
-    if limit is not None and limit < 1: raise ValueError(f"limit = {limit}; expected at least 1.")
+    if not hasattr(model, "parameters"): raise TypeError(f"model is {brief(model)}; expected one, such as load_model(...) gives.")
+    if not hasattr(tok, "encode"): raise TypeError(f"tok is {brief(tok)}; expected the model's Tokenizer.")
+    if limit is not None and (not isinstance(limit, int) or limit < 1): raise ValueError(f"limit = {limit}; expected at least 1.")
+    if interval is not None and not 0 < interval < 1: raise ValueError(f"interval = {interval}; expected between 0 and 1, such as 0.95.")
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     task, model = task.take(limit) if limit else task, at_rest(model)
     names = [metrics] if isinstance(metrics, str) else list(metrics or task.metrics)
-    for n in names: metric(n, **task.options(n))                # a wrong name is said before the work
+    for n in names:                                             # a wrong name is said before the work
+        if not isinstance(n, str): raise TypeError(f"metrics holds a {type(n).__name__}; expected names such as 'bleu'.")
+        metric(n, **task.options(n))
     outputs, notes, seconds, known = _answers(model, tok, task, batch_size, seed, cache, progress)
     found = {n: _judge(task, n, outputs, interval, samples) for n in names}
     about = dict(model=_name(model), seconds=round(seconds, 2), known=known, examples=len(task), seed=seed,
@@ -94,6 +100,12 @@ def score(
                   {n: j for n, (_, j) in found.items()}, _each(task, names[0], found[names[0]][1]), about, notes)
 
 # %% ../../nbs/measure/10_scoring.ipynb #77209ce8
+def _by_name(name):
+    "A task that has examples of its own."
+    kind = registry("tasks").get(name)
+    try: return kind()
+    except TypeError: raise ValueError(f"{name} has no examples of its own; give some: score(model, tok, {kind.__name__}([...])).") from None
+
 def _name(model):
     config, n = getattr(model, "config", None), sum(p.numel() for p in model.parameters())
     size = f"{n / 1e6:.1f} M" if n >= 1e5 else f"{n:,}"
@@ -119,7 +131,9 @@ class Score:
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every = {every!r}: expected a whole number of steps from 1, or None.")
         if not callable(task) and not hasattr(task, "predict"):
-            raise TypeError(f"task is {type(task).__name__}; expected a task, or a function of the model.")
+            raise TypeError(f"task is {type(task).__name__}; expected a task, or a function of the model. "
+                            "A metric goes with a task: Score(task, metrics=['bleu']).")
+        for n in [metrics] if isinstance(metrics, str) else metrics or (): metric(n)          # a wrong name is said now
         self.task, self.tok, self.every, self.metrics, self.name = task, tok, every, metrics, name
         self.limit, self.size = limit, batch_size
 

@@ -7,6 +7,7 @@ __all__ = ['Task', 'fit_prompts', 'Written', 'Translation', 'Summarization', 'An
 
 # %% ../../nbs/measure/08_tasks.ipynb #80ad79d6
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from ..decode.generate import generate
 from ..decode.session import is_pair
 from ..decode.strategies import Greedy, Sample
 from .code import Problem, _drawn, function_body, human_eval_problems
+from ..settings import brief
 from ..text.records import Dialogue, Pair, Question, as_record
 
 # %% ../../nbs/measure/08_tasks.ipynb #2b5107b9
@@ -26,10 +28,15 @@ class Task:
     metrics: ClassVar[tuple] = () # names; the first one judges single examples, too
 
     def __post_init__(self):
+        if not isinstance(self.records, Iterable): raise TypeError(f"{self.name}: records is {brief(self.records)}; expected a list of examples.")
         records = [self.record(r, f"{self.name}: record {i}") for i, r in enumerate(self.records)]
         if not records: raise ValueError(f"{self.name} has no examples; expected at least one.")
         object.__setattr__(self, "records", records)
-    def record(self, r, where): return as_record(self.reads, r, where)
+    def record(self, r, where):
+        r = as_record(self.reads, r, where)
+        for f in fields(r):
+            if f.type is str and not isinstance(x := getattr(r, f.name), str): raise TypeError(f"{where}: its {f.name} is {brief(x)}; expected a string.")
+        return r
     def __len__(self): return len(self.records)
     def __repr__(self):
         more = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[1:] if getattr(self, f.name) != f.default)

@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from .overlap import BLEU, Words
+from .overlap import BLEU, Words, _at_least
 from .scores import Metric
 
 # %% ../../nbs/measure/04_variety.ipynb #b0029053
@@ -28,13 +28,13 @@ class Distinct(Metric):
     options, additive = dict(n=3), False
     cite = "Li et al., 2016"
     def rows(self, predictions, references=None, n=3):
+        _at_least(2, n=n)
         rows = np.empty((len(predictions), n), object)
         for i, text in enumerate(predictions):
             words = Words().tokenize(text)
             for k in range(n): rows[i, k] = ngrams(words, k + 1)
         return rows
     def figures(self, rows, count, n):
-        if n < 2: raise ValueError(f"n = {n}; expected at least 2.")
         part = lambda grams: len(set(grams)) / max(1, len(grams))
         return {f"distinct_{k + 1}": part([g for row in rows[:, k] for g in row]) for k in range(n)}
     def _each(self, predictions, references, opts):
@@ -61,6 +61,7 @@ class SelfBLEU(Metric):
     options = dict(n=4, tokenize="13a")
     cite = "Zhu et al., 2018"
     def rows(self, predictions, references=None, n=4, tokenize="13a"):
+        _at_least(1, n=n)
         if len(predictions) < 2: raise ValueError("self_bleu compares texts with each other; expected at least two.")
         bleu = BLEU(tokenize=tokenize, max_ngram_order=n, effective_order=True)
         theirs = bleu._metric(bleu.chosen)
@@ -95,6 +96,7 @@ class Repetition(Metric):
     main, inputs, better = "repetition", dict(predictions="text"), "lower"
     options = dict(n=4)
     def rows(self, predictions, references=None, n=4):
+        _at_least(1, n=n)
         texts = [Words().tokenize(t) for t in predictions]
         again = [1 - len(set(g)) / len(g) if (g := ngrams(w, n)) else 0.0 for w in texts]
         return np.array([[a, loop_at_end(w) > 0] for a, w in zip(again, texts)], float)
