@@ -3994,6 +3994,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmnb.train.sweep.Trial': ('train/sweep.html#trial', 'llmnb/train/sweep.py'),
                                    'llmnb.train.sweep.Trial.rows': ('train/sweep.html#trial.rows', 'llmnb/train/sweep.py'),
                                    'llmnb.train.sweep._check': ('train/sweep.html#_check', 'llmnb/train/sweep.py'),
+                                   'llmnb.train.sweep._check_plain': ('train/sweep.html#_check_plain', 'llmnb/train/sweep.py'),
                                    'llmnb.train.sweep._open': ('train/sweep.html#_open', 'llmnb/train/sweep.py'),
                                    'llmnb.train.sweep._result': ('train/sweep.html#_result', 'llmnb/train/sweep.py'),
                                    'llmnb.train.sweep._trial': ('train/sweep.html#_trial', 'llmnb/train/sweep.py'),
