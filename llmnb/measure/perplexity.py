@@ -15,7 +15,7 @@ import torch
 
 from ..decode.generate import evaluating
 from ..model.rest import at_rest
-from ..settings import brief
+from ..settings import brief, known_arguments
 from ..text.batches import Batch
 
 # %% ../../nbs/measure/00_perplexity.ipynb #db001d49
@@ -148,6 +148,7 @@ def _bounds(model, ctx, stride):
     return ctx, stride
 
 # %% ../../nbs/measure/00_perplexity.ipynb #7d5e8e2a
+@known_arguments(max_length="ctx")
 def perplexity(
     model, # any causal model that gives logits; an encoder that fills masks; an encoder-decoder
     tok, # its tokenizer

@@ -17,7 +17,7 @@ from .scores import _checked_options
 from .tasks import Task
 from ..model.rest import at_rest
 from ..plugins import registry
-from ..settings import brief, settings
+from ..settings import brief, known_arguments, settings
 
 # %% ../../nbs/measure/10_scoring.ipynb #33da6073
 def fingerprint(
@@ -63,6 +63,7 @@ def _each(task, name, judged):
     return m.each(judged["predictions"], judged["references"]) if hasattr(m, "each") else [None] * len(task)
 
 # %% ../../nbs/measure/10_scoring.ipynb #cb4a3362
+@known_arguments()
 def score(
     model, # whatever the task can ask
     tok, # its tokenizer
@@ -132,6 +133,7 @@ class Score:
         if not callable(task) and not hasattr(task, "predict"):
             raise TypeError(f"task is {type(task).__name__}; expected a task, or a function of the model. "
                             "A metric goes with a task: Score(task, metrics=['bleu']).")
+        for n in [metrics] if isinstance(metrics, str) else metrics or (): metric(n)          # a wrong name is said now
         self.task, self.tok, self.every, self.metrics, self.name = task, tok, every, metrics, name
         self.limit, self.size = limit, batch_size
 
