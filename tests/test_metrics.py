@@ -352,6 +352,12 @@ def test_names_and_options_as_others_write_them():
         with pytest.raises(ValueError, match=says): f()
 
 
+def test_numbers_of_numpy_serve():
+    one = lambda name, **more: metric(name, **more).compute(predictions=["a b c d e"] * 3, references=["a b c d f"] * 3, interval=np.float64(0.9), samples=np.int64(10))
+    assert one("bleu", max_ngram_order=np.int64(2)) == one("bleu", max_ngram_order=2) and one("repetition", n=np.int32(2)) == one("repetition", n=2)
+    assert metric("ece", bins=np.int64(5)).compute(predictions=[[0.2, 0.8]], references=[1])["ece"] == pytest.approx(0.2)
+
+
 def test_answers_and_texts_of_no_length():
     assert metric("bleu").compute(predictions=[""], references=["a"])["bleu"] == 0 and metric("rouge").compute(predictions=["", "a"], references=["", "a"])["rouge1"] == 0.5
     assert metric("repetition").compute(predictions=["", "a"])["repetition"] == 0 and metric("meteor").compute(predictions=[""], references=["a"])["meteor"] == 0

@@ -9,6 +9,7 @@ __all__ = ['windows', 'bits_per_byte', 'Perplexity', 'sum_loss', 'perplexity', '
 # %% ../../nbs/measure/00_perplexity.ipynb #c8918659
 import math
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def _bounds(model, ctx, stride):
     if not hasattr(model, "parameters"):
         raise TypeError(f"model is {brief(model)}; expected a model, such as load_model(...) gives, that turns ids into logits.")
     for name, n in (("ctx", ctx), ("stride", stride)):
-        if n is not None and not isinstance(n, int): raise TypeError(f"{name} = {n!r}; expected a whole number of tokens.")
+        if n is not None and not isinstance(n, Integral): raise TypeError(f"{name} = {n!r}; expected a whole number of tokens.")
     ctx = most if ctx is None else ctx
     if ctx is None: raise ValueError("the model has no config.ctx; give ctx=, the tokens that it can read at once.")
     if not 1 <= ctx <= (most or ctx):

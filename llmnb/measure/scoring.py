@@ -8,6 +8,7 @@ __all__ = ['fingerprint', 'score', 'Score']
 # %% ../../nbs/measure/10_scoring.ipynb #bb7c9b24
 import hashlib, json, platform, time
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def score(
         raise TypeError(f"task is {type(task).__name__}; expected a task such as Translation(pairs), or the name of one.")
     if not hasattr(model, "parameters"): raise TypeError(f"model is {brief(model)}; expected one, such as load_model(...) gives.")
     if not hasattr(tok, "encode"): raise TypeError(f"tok is {brief(tok)}; expected the model's Tokenizer.")
-    if limit is not None and (not isinstance(limit, int) or limit < 1): raise ValueError(f"limit = {limit}; expected at least 1.")
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1): raise ValueError(f"limit = {limit}; expected at least 1.")
     if interval is not None and not 0 < interval < 1: raise ValueError(f"interval = {interval}; expected between 0 and 1, such as 0.95.")
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     task, model = task.take(limit) if limit else task, at_rest(model)
