@@ -912,6 +912,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'llmnb.measure.likelihood._pad': ('measure/likelihood.html#_pad', 'llmnb/measure/likelihood.py'),
                                           'llmnb.measure.likelihood._places': ( 'measure/likelihood.html#_places',
                                                                                 'llmnb/measure/likelihood.py'),
+                                          'llmnb.measure.likelihood._source_row': ( 'measure/likelihood.html#_source_row',
+                                                                                    'llmnb/measure/likelihood.py'),
                                           'llmnb.measure.likelihood._split': ( 'measure/likelihood.html#_split',
                                                                                'llmnb/measure/likelihood.py'),
                                           'llmnb.measure.likelihood._split_all': ( 'measure/likelihood.html#_split_all',

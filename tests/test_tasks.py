@@ -199,6 +199,11 @@ def test_continuations_of_an_encoder_decoder(tok):
     start = m.config.arch.start if m.config.arch.start is not None else tok.bos_id
     with torch.no_grad(): lp = m(src, torch.tensor([[start, *tgt[:-1]]]))[0].log_softmax(-1)
     assert found[0, 0] == pytest.approx(-sum(lp[i, t].item() for i, t in enumerate(tgt)), abs=1e-3)
+    assert continuation_losses(m, tok, [("To be", "x"), ("To be " * 60, "x")])[1] == 1                  # a source that was cut is told
+    from transformers import T5Config, T5ForConditionalGeneration
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=tok.vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0, pad_token_id=0)).eval()
+    with torch.no_grad(): theirs = t5(input_ids=src, labels=torch.tensor([tgt])).loss                     # it tells no longest context
+    assert continuation_losses(t5, tok, [("To be", "zu sein")], 2)[0][0, 0] == pytest.approx(float(theirs) * len(tgt), abs=1e-3)
 
 
 def test_choice_by_length(model, tok):
