@@ -8,6 +8,7 @@ from llmnb.decode.beam import Beam, Node, common
 from llmnb.decode.generate import DecodeError, generate, stream
 from llmnb.decode.processors import RepetitionPenalty
 from llmnb.decode.strategies import Greedy, Sample
+from llmnb.decode.why import trace
 from llmnb.model.config import TransformerConfig
 from llmnb.model.transformer import Transformer
 from llmnb.model.weights import save_model
@@ -101,6 +102,12 @@ def test_logprobs_are_the_models(both):
     with torch.no_grad(): table = m(torch.tensor([g.prompt_ids + g.ids]))[0, len(g.prompt_ids) - 1:-1].log_softmax(-1)
     assert g.logprobs == pytest.approx([table[i, t].item() for i, t in enumerate(g.ids)], abs=1e-4)
     assert g.score == pytest.approx(math.fsum(g.logprobs), abs=1e-4)
+
+
+def test_why_shows_what_the_beam_saw(both):
+    m, _ = both
+    out = generate(m, None, prompts()[1], strategy=Beam(1, processors=(RepetitionPenalty(1.4),)), max_new_tokens=30)
+    assert [int(trace(out, i)[-1][1].argmax()) for i in range(len(out.ids))] == out.ids       # log-probabilities are all below 0, logits are not
 
 
 def groups_plain(m, ids, new, width, groups, diversity):

@@ -96,13 +96,14 @@ def test_adapted_models(cls, kw, tok):
     ("MarianMT", dict(d_model=32, encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
                       decoder_attention_heads=4, decoder_start_token_id=0, forced_eos_token_id=None)),
     ("Mistral", dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, sliding_window=5)),
+    ("SwitchTransformers", dict(d_model=32, d_ff=48, num_layers=2, num_heads=4, d_kv=8, decoder_start_token_id=0, num_experts=2, expert_capacity=64)),
     ("Bloom", dict(hidden_size=32, n_layer=2, n_head=4)), ("Rwkv", dict(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32))])
 def test_adapted_models_of_all_kinds(cls, kw):
     "Who counts every place, who has a window, who has no context length, who keeps a state: batches are single runs all the same."
     import transformers as hf
     torch.manual_seed(0)
     config = getattr(hf, cls.removesuffix("MT") + "Config")(vocab_size=V, bos_token_id=None, eos_token_id=None, pad_token_id=0, **kw)
-    theirs = getattr(hf, cls + ("Model" if cls == "MarianMT" else "ForCausalLM"))(config).eval()
+    theirs = getattr(hf, cls + dict(MarianMT="Model", SwitchTransformers="ForConditionalGeneration").get(cls, "ForCausalLM"))(config).eval()
     with torch.no_grad():
         for n, p in theirs.named_parameters(): p.mul_(1 if p.dim() == 1 or "position" in n else 4)
     m, some = adapt(theirs), dict(stop=STOP, max_new_tokens=10)
@@ -263,6 +264,7 @@ def test_a_chat_reads_only_what_is_new():
             seen.clear()
             with m.hooks({"layers.1.resid_post": lambda x, name: seen.append(x.shape[1])}): out = chat(text)
             if n: assert sum(seen[:1]) == len(out.prompt_ids) - before + (strategy.ahead if isinstance(strategy, Speculative) else 0) and seen[0] < len(out.prompt_ids) / 2
+            assert chat.turns[-1].read == sum(seen)
             before = len(chat.kept.ids)
             assert out.ids == generate(m, tok, out.prompt_ids, strategy=strategy, max_new_tokens=4, stop=chat.stop, seed=1 + n).ids
     assert [x["role"] for x in chat.messages] == ["system"] + ["user", "assistant"] * 3
@@ -405,3 +407,5 @@ def test_models_of_another_kind_are_refused():
     raw = hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9))
     with pytest.raises(TypeError, match=r"adapt\(model\)"): generate(raw, None, [1], max_new_tokens=2)
     with pytest.raises(TypeError, match="fill"): generate(make("bert"), None, [1], max_new_tokens=2)
+    for how in (fill, refine):
+        with pytest.raises(TypeError, match=r"fill asks an encoder.*Use generate"): how(make(), None, [1, 2])

@@ -85,6 +85,9 @@ def test_the_model_is_left_as_it_was(tok):
     assert perplexity(m.train(), tok, TEXTS) == a and m.training and all(x.training for x in m.modules())
 
 
+def test_numbers_of_numpy_serve(model, tok): assert perplexity(model, tok, TEXTS, ctx=np.int64(8), stride=np.int64(4)) == perplexity(model, tok, TEXTS, ctx=8, stride=4)
+
+
 def test_a_perplexity_is_a_number():
     p = Perplexity(2.0, 10, 40)
     assert isinstance(p, float) and p > 7 and p + 1 == math.exp(2) + 1 and "2.0000 nats" in repr(p)

@@ -242,6 +242,16 @@ def test_playground_buttons(small):
     assert p.out.finish_reason == "cancelled" and len(p.out.ids) < 4096
 
 
+def test_every_strategy_in_the_box_writes(small):
+    p = play.playground(small.model, small.tok, "The old", max_new_tokens=3)
+    with capture_output(): p.view = play.View(p)
+    names = set(p.view.widget.strategies)
+    assert {"greedy", "sample", "beam", "contrastive", "guided", "prompt-lookup"} <= names and "contrast-with" not in names
+    for name in names:
+        p.view.widget._handle_custom_msg(dict(do="generate", places=dict(strategy=name)), []); p.wait()
+        assert p.reply.end in ("full length", "ended by itself") and p.out.ids, (name, p.reply.end)
+
+
 def test_playground_branches_and_compares(small):
     p = play.playground(small.model, small.tok, "The old", max_new_tokens=6, strategy="greedy")
     with capture_output(): p.view = play.View(p)

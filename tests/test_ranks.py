@@ -280,7 +280,8 @@ def test_a_file_is_the_same_run(one, datas, tmp_path, capsys):
     file = write_file(tmp_path, datas)
     words = [str(file), f"run={tmp_path/'run'}"]
     assert main(words) == 0 and curve(Trainer.reopen(tmp_path/"run")) == curve(one["text"])
-    assert main(words) == 0 and main([str(tmp_path/"run")]) == 0                # done: nothing to do
+    with settings.override(ui="text"): assert main(words) == 0 and main([str(tmp_path/"run")]) == 0                # done: nothing to do
+    assert capsys.readouterr().out.count("done already, at step 8 of 8") == 2
     assert main([*words, "train.steps=20"]) == 1 and "differ: train.steps" in capsys.readouterr().err
     with pytest.raises(SystemExit) as e: main(["--help"])
     assert e.value.code == 0 and "accelerate launch" in capsys.readouterr().out

@@ -95,7 +95,9 @@ def test_optuna_and_random_are_functions_of_what_is_done(data):
 
 @pytest.mark.parametrize("space, kw, words", [
     (dict(rate=[1]), {}, "takes no 'rate'"), (dict(lr=1e-3), {}, "expected a list"), (dict(lr=Between(1, 2)), {}, "a grid needs a list"), ({}, {}, "expected a dict"),
-    (dict(lr=[1]), dict(how="optune"), "Did you mean 'optuna'"), (dict(lr=[1]), dict(how="random"), "no end of its own"), (dict(lr=[object()]), {}, "numbers, text")])
+    (dict(lr=[1]), dict(how="optune"), "Did you mean 'optuna'"), (dict(lr=[1]), dict(how="random"), "no end of its own"), (dict(lr=[object()]), {}, "numbers, text"),
+    (dict(lr=[1]), dict(trials=0), "trials = 0: expected a whole number from 1"), (dict(lr=[1]), dict(trials="x"), "trials = 'x'"), (dict(lr=[1]), dict(seed="x"), "seed = 'x'"),
+    (dict(lr=[1]), dict(name="../out"), "name = '../out': expected the name of one folder"), (dict(lr=[1]), dict(name=""), "name = ''"), (dict(lr=[1]), dict(name=5), "name = 5")])
 def test_what_cannot_be_swept(space, kw, words, data):
     make = Maker(data)
     with pytest.raises(SweepError, match=words): sweep(make, space, **kw)
@@ -107,4 +109,6 @@ def test_another_sweep_of_the_same_name_and_another_folder_are_refused(data, tmp
     with pytest.raises(SweepError, match="another sweep \\(space differ"): sweep(Maker(data), dict(lr=[1e-2]), name="x")
     with pytest.raises(SweepError, match="hand on run=run"): sweep(lambda lr, run: Maker(data)(lr, run=tmp_path/"elsewhere"), dict(lr=[1e-3]), name="y")
     with pytest.raises(ValueError, match="above 0"): Between(0, 1, log=True)
+    with pytest.raises(ValueError, match="expected numbers"): Between("a", 1)
+    with pytest.raises(SweepError, match="not a int"): sweep(5, dict(lr=[1e-3]))
     with pytest.raises(FileNotFoundError, match="no sweep"): Sweep.open("nothing")

@@ -199,6 +199,11 @@ def test_continuations_of_an_encoder_decoder(tok):
     start = m.config.arch.start if m.config.arch.start is not None else tok.bos_id
     with torch.no_grad(): lp = m(src, torch.tensor([[start, *tgt[:-1]]]))[0].log_softmax(-1)
     assert found[0, 0] == pytest.approx(-sum(lp[i, t].item() for i, t in enumerate(tgt)), abs=1e-3)
+    assert continuation_losses(m, tok, [("To be", "x"), ("To be " * 60, "x")])[1] == 1                  # a source that was cut is told
+    from transformers import T5Config, T5ForConditionalGeneration
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=tok.vocab_size, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0, pad_token_id=0)).eval()
+    with torch.no_grad(): theirs = t5(input_ids=src, labels=torch.tensor([tgt])).loss                     # it tells no longest context
+    assert continuation_losses(t5, tok, [("To be", "zu sein")], 2)[0][0, 0] == pytest.approx(float(theirs) * len(tgt), abs=1e-3)
 
 
 def test_choice_by_length(model, tok):
@@ -269,7 +274,7 @@ def test_a_report_is_kept_and_compared(model, tok, tmp_path):
     a, b = score(model, tok, TASKS[2], samples=20), score(make(tok, "gpt2"), tok, TASKS[2], samples=20)
     files = save_report(a, tmp_path/"r")
     page, again = files[1].read_text(), load_report(tmp_path/"r")
-    assert again.figures == json.loads(json.dumps(a.figures)) and again.each == a.each and float(again) == float(a)
+    assert again.figures == a.figures and again.each == a.each and float(again) == float(a) and repr(again) == repr(a) == str(a.table())
     assert "<script" not in page and "http" not in page and TASKS[2].records[0].question in page
     assert str(compare_reports(a, b, samples=20)) == str(compare_reports(again, b, samples=20)) and "difference" in str(compare_reports(a, b, samples=20))
     order = [x for x in a._sorted(worst=True)]
@@ -355,6 +360,8 @@ def test_what_the_harness_asks(model, tok):
     ("expected two a token", lambda m, t: score(Transformer(m.config.replace(ctx=200), seed=0), t, SpanAnswering([Question("Who?", TEXT[1], [], [])]))), ("translation has no examples of its own", lambda m, t: score(m, t, "translation")),
     ("model is None; expected one", lambda m, t: score(None, t, TASKS[0])), ("tok is None; expected", lambda m, t: score(m, None, TASKS[0])), ("interval = 95", lambda m, t: score(m, t, TASKS[0], interval=95)),
     ("metrics holds a BLEU; expected names", lambda m, t: score(m, t, TASKS[0], metrics=[registry("metrics").get("bleu")()])), ("A metric goes with a task", lambda m, t: Score(registry("metrics").get("bleu")())),
+    ("record 1: its target is None; expected a string", lambda m, t: Translation([("a", "b"), ("a", None)])), ("metrics has no 'bleuu'", lambda m, t: Score(TASKS[0], t, metrics="bleuu")),
+    ("score has no argument 'bach_size'. Did you mean 'batch_size'", lambda m, t: score(m, t, TASKS[0], bach_size=2)), ("perplexity has no argument 'max_length'. Here it is ctx", lambda m, t: perplexity(m, t, TEXT, max_length=8)),
     ("k = 0; expected a whole number", lambda m, t: CodeWriting([Problem("def f():\n", "", "f")], k=0)),
     ("fills gaps, and gives no likelihood", lambda m, t: score(make(t, "bert"), t, TASKS[4])), ("does not read on", lambda m, t: score(make(t, "bert"), t, TASKS[7])),
     ("metrics has no 'bleuu'", lambda m, t: score(m, t, TASKS[0], metrics="bleuu")), ("batch_size = 0", lambda m, t: score(m, t, TASKS[0], batch_size=0)),

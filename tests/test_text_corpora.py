@@ -19,7 +19,7 @@ from llmnb.text.readers import documents_of, read_lines
 from llmnb.text.records import Completion, Contrast, Dialogue, Labelled, Pair, Question, as_record
 from llmnb.text.tokenizer import Tokenizer
 
-few = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 texts_ = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), min_size=1, max_size=6)
 shared = Path("/work/shared/data")
 

@@ -1,6 +1,7 @@
 "Plain mistakes: each is refused at once, with the value, what was expected and the fix, before a folder is made."
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +74,17 @@ def test_what_is_good_stays_good():
 def test_of_a_trainer(packs, tmp_path, kw, error, said):
     with pytest.raises(error, match=re.escape(said)): Trainer(net(), packs["causal"], **{**dict(steps=4, batch_size=2, run=tmp_path / "r"), **kw})
     assert not (tmp_path / "r").exists()
+
+
+def test_an_optimizer_that_is_none_is_told_and_leaves_no_run(packs, tmp_path):
+    t = Trainer(net(), packs["causal"], steps=4, batch_size=2, optimizer=lambda model, lr: None, run=tmp_path / "r")
+    with pytest.raises(TypeError, match="gave a NoneType; expected a torch.optim.Optimizer"): t.fit()
+    assert t.state == "new" and not (tmp_path / "r/run.json").exists()
+
+
+def test_numbers_of_other_kinds_serve(packs, tmp_path):
+    c = Trainer(net(), packs["causal"], steps=np.int64(4), batch_size=np.int32(2), lr=np.float32(0.5), run=tmp_path / "r").config
+    assert (c.steps, c.batch_size, c.lr) == (4, 2, 0.5) and [type(x) for x in (c.steps, c.batch_size, c.lr)] == [int, int, float]
 
 
 def test_the_batch_that_could_fit_is_accepted(packs, tmp_path):

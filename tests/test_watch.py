@@ -34,13 +34,14 @@ def until(ask, wanted, seconds=120):
     return got
 
 
-def test_a_run_in_another_process_is_followed_until_it_is_killed(folder):
+def test_a_run_in_another_process_is_followed_until_it_is_killed(folder, capsys):
     other = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)])
     try:
         w = Watch(folder)
         assert until(lambda: w.frame()["state"], "running") == "running"
         before = w.picture.now["step"] or 0
         assert until(lambda: w.frame() and (w.picture.now["step"] or 0) > before, True)
+        assert watch(folder, ui="text").thread is None and "hamlet running, step" in capsys.readouterr().out      # in a terminal: as it is now, in words
         assert w.frame()["controls"] is False and "gpt2" in w.frame()["about"]
     finally: other.kill(); other.wait()
     assert run_state(folder, 5, 10_000, quiet=0) == "ended early"
@@ -58,3 +59,8 @@ def test_watch_finds_a_run_by_name_and_says_where_there_is_none(folder, monkeypa
 def test_the_verb_is_there():
     from llmnb.plugins import registry
     assert "watch" in registry("verbs").names() and registry("verbs").get("watch").__doc__
+
+
+def test_a_rate_that_was_set_is_in_the_curve_of_rates_and_no_probe_of_its_own():
+    from llmnb.notebook.frames import _probes
+    assert _probes(dict(step=3, lr=1e-3, set_lr=1e-3, stable_rank=2.0, sample="x")) == ["stable_rank"]

@@ -238,6 +238,7 @@ class Search(_Choosing, _Ending, _GoingOn, _Telling):
 @dataclass(frozen=True, repr=False)
 class Beam(Strategy):
     "The texts that are most likely as a whole."
+    in_logprobs = True # what its processors change: log-probabilities, not logits
     width: int = 4 # beams for each prompt
     length_penalty: float = 1.0 # power of the length by which a text's log-probability is divided
     early_stopping: bool|str = False # True, False or "never": when to stop looking

@@ -36,6 +36,7 @@ class _Comparing:
             yield
 
     def _read(self, s, ids):
+        s.reads += sum(map(len, ids))
         memory = {} if s.memory is None else dict(memory=s.memory.reorder([0] * len(ids)))
         with evaluating(s.model): return s.model.hidden(torch.tensor(ids, device=s.history.ids.device), None, s.cache, **memory)
 

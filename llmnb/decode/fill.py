@@ -35,10 +35,12 @@ def _to_ids(tok, text, mask):
     for sign in _signs: text = text.replace(sign, tok.rust.id_to_token(mask))
     return tok.encode(text, add_special=True)
 
+def _check_encoder(model):
+    if model.config.arch.causal:
+        raise TypeError(f"fill asks an encoder, which sees both sides; this model has arch = {model.config.arch}. Use generate(...).")
+
 def _check_ids(ids, model, mask, holes=True):
     c = model.config
-    if c.arch.causal:
-        raise TypeError(f"fill asks an encoder, which sees both sides; this model has arch = {c.arch}. Use generate(...).")
     if holes and mask not in ids:
         raise ValueError("the text has no mask: write <mask> where a word is wanted, or use refine(...) for all of it.")
     if c.ctx and len(ids) > c.ctx:
@@ -138,6 +140,7 @@ def fill(
 ) -> Filling|list: # a list for a list of texts
     "Fill the holes of a text."
     model = at_rest(model)                      # a copy, where another thread trains it
+    _check_encoder(model)
     many, mask = _several(text), _mask_id(tok, mask_id)
     rows = [_to_ids(tok, t, mask) for t in (text if many else [text])]
     for r in rows: _check_ids(r, model, mask)
@@ -174,7 +177,9 @@ def refine(
     strategy=Greedy(), seed:int|None=None, mask_id:int|None=None, # as for `fill`
 ) -> Filling: # its `steps` tell the text after each round
     "Write the holes (all of the text, if there are none), and rewrite the least likely words, again and again."
-    model, mask = at_rest(model), _mask_id(tok, mask_id)
+    model = at_rest(model)
+    _check_encoder(model)
+    mask = _mask_id(tok, mask_id)
     ids, steps = _to_ids(tok, text, mask), _count("steps", steps)
     _check_ids(ids, model, mask, holes=False)
     w = _Holes(tok, ids, mask, _chooser(strategy), _seed(seed), top)

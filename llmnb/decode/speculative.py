@@ -121,6 +121,7 @@ def _step(how, s, row, first, chooser, drafter):
     n = int(min(how.ahead, row.limit - len(row.ids) - 1, s.ctx - len(ids)))
     with chooser.trying(): guesses, qs = drafter.guess(ids, n, chooser.try_one) if n > 0 else ([], [])
     new = ids[s.cache.length:] + guesses
+    s.reads += len(new)
     with evaluating(s.model): x = s.reader.hidden(_tensor(new, s.model), None, s.cache, **({} if s.memory is None else dict(memory=s.memory)))[0, -len(guesses) - 1:]
     logits = s.reader.unembed(x).float()[:, :s.vocab]
     taken = 0

@@ -36,6 +36,7 @@ def trace(
     model = at_rest(model)                      # a copy, where another thread trains it: as it is now
     ids, logits = _asked(model, g.prompt_ids, g.ids[:i], tok)
     history = History(torch.tensor([ids], device=logits.device), len(ids) - i)
+    if getattr(g.strategy, "in_logprobs", False): logits = logits.log_softmax(-1)
     steps, chain = [("the model", logits)], getattr(getattr(g.strategy, "base", g.strategy), "chain", Chain())
     if hasattr(g.strategy, "mix"):                                       # a second opinion comes first
         other, prompt = g.strategy.second(model, g.prompt_ids)

@@ -28,7 +28,7 @@ class Surprise(Metric):
     main, inputs, better = "perplexity", dict(predictions="numbers"), "lower"
     def rows(self, predictions, references=None): return np.array(predictions, float)
     def figures(self, total, n):
-        p = Perplexity(total[0] / total[1], int(total[1]), int(total[2])) if total[1] else None
+        p = Perplexity(float(total[0] / total[1]), int(total[1]), int(total[2])) if total[1] else None
         return dict(perplexity=float(p), loss=p.loss, bits_per_byte=p.bits_per_byte) if p else dict(perplexity=math.nan)
 
 @dataclass(frozen=True, repr=False)

@@ -9,6 +9,7 @@ __all__ = ['STOPS', 'pass_at_k', 'Problem', 'human_eval_problems', 'function_bod
 import math
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 
 import numpy as np
 
@@ -30,8 +31,8 @@ def pass_at_k(
 # %% ../../nbs/measure/06b_code.ipynb #53f4823d
 def _drawn(k):
     "One k or several, checked."
-    ks = (k,) if isinstance(k, int) else tuple(k)
-    if ks and all(isinstance(x, int) and x >= 1 for x in ks): return ks
+    ks = (k,) if isinstance(k, Integral) else tuple(k)
+    if ks and all(isinstance(x, Integral) and x >= 1 for x in ks): return ks
     raise ValueError(f"k = {k!r}; expected a whole number from 1, or a list of them: how many attempts are drawn.")
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ __all__ = ['normalize_answer', 'words_f1', 'SQuAD', 'ExactMatch', 'Accuracy', 'F
 # %% ../../nbs/measure/03_correct.ipynb #e6d61dae
 import json, re, string
 from collections import Counter
+from numbers import Integral
 
 import numpy as np
 
@@ -128,7 +129,7 @@ class ECE(Metric):
     main, inputs, better = "ece", dict(predictions="chances", references="label"), "lower"
     options = dict(bins=10)
     def rows(self, predictions, references, bins):
-        if not isinstance(bins, int) or bins < 1: raise ValueError(f"bins = {bins!r}; expected a whole number, at least 1.")
+        if not isinstance(bins, Integral) or bins < 1: raise ValueError(f"bins = {bins!r}; expected a whole number, at least 1.")
         right = [_place(r, len(p), i) for i, (p, r) in enumerate(zip(predictions, references))]
         sure, said = np.array([max(p) for p in predictions]), np.array([int(np.argmax(p)) for p in predictions])
         at = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)          # (0, 0.1], (0.1, 0.2] ...

@@ -166,7 +166,7 @@ def continuation_losses(
     pairs, model = list(pairs), at_rest(_with_face(model))
     if _other_kind(model) and not is_pair(model):
         raise ValueError("this model fills gaps, and gives no likelihood of what comes next; take a decoder or an encoder-decoder.")
-    if is_pair(model): rows = [([*tok.encode(p), tok.eos_id][-model.config.ctx:], tok.encode(c), 0) for p, c in pairs]
+    if is_pair(model): rows = [_source_row(model, tok, p, c) for p, c in pairs]
     else: rows = list(_causal_rows(model, tok, pairs))
     out = np.zeros((len(rows), 4))
     with evaluating(model):
@@ -176,6 +176,12 @@ def continuation_losses(
             if progress: progress(len(part))
     out[:, 2] = [len(c.encode()) for _, c in pairs]
     return out, sum(cut > 0 for *_, cut in rows)
+
+def _source_row(model, tok, prompt, continuation):
+    "Ids of a source with its end, of the target, and how many of the source were cut; their T5 tells no longest context."
+    ids = [*tok.encode(prompt), tok.eos_id]
+    most = model.config.ctx or len(ids)
+    return ids[-most:], tok.encode(continuation), max(0, len(ids) - most)
 
 def _answers(model, tok, rows, prompts, size):
     "(numbers of some pairs, (N, 3) of them)."

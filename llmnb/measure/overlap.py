@@ -7,6 +7,7 @@ __all__ = ['BLEU', 'ChrF', 'TER', 'Words', 'ROUGE']
 
 # %% ../../nbs/measure/02_overlap.ipynb #de97bc09
 from functools import lru_cache
+from numbers import Integral
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,7 +63,7 @@ class BLEU(_Sacre):
 # %% ../../nbs/measure/02_overlap.ipynb #75bc5aa7
 def _at_least(least, **given):
     for name, n in given.items():
-        if not isinstance(n, int) or n < least: raise ValueError(f"{name} = {n!r}; expected a whole number, at least {least}.")
+        if not isinstance(n, Integral) or n < least: raise ValueError(f"{name} = {n!r}; expected a whole number, at least {least}.")
 
 def _tokenizer(name):
     from sacrebleu.metrics.bleu import BLEU as theirs

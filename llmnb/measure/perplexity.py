@@ -9,13 +9,14 @@ __all__ = ['windows', 'bits_per_byte', 'Perplexity', 'sum_loss', 'perplexity', '
 # %% ../../nbs/measure/00_perplexity.ipynb #c8918659
 import math
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 
 import numpy as np
 import torch
 
 from ..decode.generate import evaluating
 from ..model.rest import at_rest
-from ..settings import brief
+from ..settings import brief, known_arguments
 from ..text.batches import Batch
 
 # %% ../../nbs/measure/00_perplexity.ipynb #db001d49
@@ -137,7 +138,7 @@ def _bounds(model, ctx, stride):
     if not hasattr(model, "parameters"):
         raise TypeError(f"model is {brief(model)}; expected a model, such as load_model(...) gives, that turns ids into logits.")
     for name, n in (("ctx", ctx), ("stride", stride)):
-        if n is not None and not isinstance(n, int): raise TypeError(f"{name} = {n!r}; expected a whole number of tokens.")
+        if n is not None and not isinstance(n, Integral): raise TypeError(f"{name} = {n!r}; expected a whole number of tokens.")
     ctx = most if ctx is None else ctx
     if ctx is None: raise ValueError("the model has no config.ctx; give ctx=, the tokens that it can read at once.")
     if not 1 <= ctx <= (most or ctx):
@@ -148,6 +149,7 @@ def _bounds(model, ctx, stride):
     return ctx, stride
 
 # %% ../../nbs/measure/00_perplexity.ipynb #7d5e8e2a
+@known_arguments(max_length="ctx")
 def perplexity(
     model, # any causal model that gives logits; an encoder that fills masks; an encoder-decoder
     tok, # its tokenizer

@@ -73,7 +73,7 @@ class _Looks:
     def __repr__(self): return str(self.table())
 
 # %% ../../nbs/measure/09_report.ipynb #82ea92ba
-@dataclass
+@dataclass(repr=False)
 class Report(_Looks):
     "What a model got in a task."
     task: str # its name and size, in words
@@ -133,8 +133,12 @@ def load_report(
     path = path/"report.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no report at {path}; expected the .json file, or its folder, that save_report wrote.")
-    try: return Report(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as e: raise ValueError(f"{path} is no report: {e}. Expected the JSON that save_report writes.") from None
+    try:
+        report = Report(**json.loads(path.read_text(encoding="utf-8")))
+        for found in report.figures.values():
+            if "interval" in found: found["interval"] = tuple(found["interval"])          # JSON knows lists only
+        return report
+    except (ValueError, TypeError, AttributeError) as e: raise ValueError(f"{path} is no report: {e}. Expected the JSON that save_report writes.") from None
 
 # %% ../../nbs/measure/09_report.ipynb #e41f6d34
 def keep_figures(

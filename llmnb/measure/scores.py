@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'Result', 'sum_rows', 'Metric', 'resampled', 'bounds', 'pair
 
 # %% ../../nbs/measure/01_scores.ipynb #c2de242c
 import json, math
+from numbers import Integral, Real
 
 import evaluate
 import numpy as np
@@ -210,7 +211,7 @@ def resampled(
     seed:int=12345, # sacrebleu's default
 ) -> np.ndarray: # (R, S)
     "Sums of the rows of R test sets, drawn from this one with repetition."
-    if not isinstance(samples, int) or samples < 2: raise ValueError(f"samples = {samples!r}; expected at least 2, better 1000.")
+    if not isinstance(samples, Integral) or samples < 2: raise ValueError(f"samples = {samples!r}; expected at least 2, better 1000.")
     draws = np.random.default_rng(seed).choice(len(rows), size=(samples, len(rows)), replace=True)
     return np.stack([rows[d].sum(0) for d in draws])
 
@@ -219,7 +220,7 @@ def bounds(
     level:float=0.95, # how much of them lies between
 ) -> tuple: # (low, high)
     "The interval in the middle that holds `level` of the values."
-    if not isinstance(level, (int, float)) or not 0 < level < 1: raise ValueError(f"interval = {level!r}; expected between 0 and 1, such as 0.95.")
+    if not isinstance(level, Real) or not 0 < level < 1: raise ValueError(f"interval = {level!r}; expected between 0 and 1, such as 0.95.")
     values = np.sort(np.asarray(values, float))
     skip = int(len(values) * (1 - level) / 2 + 1e-9)
     return float(values[skip]), float(values[len(values) - skip - 1])

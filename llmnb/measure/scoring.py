@@ -8,6 +8,7 @@ __all__ = ['fingerprint', 'score', 'Score']
 # %% ../../nbs/measure/10_scoring.ipynb #bb7c9b24
 import hashlib, json, platform, time
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .scores import _checked_options
 from .tasks import Task
 from ..model.rest import at_rest
 from ..plugins import registry
-from ..settings import brief, settings
+from ..settings import brief, known_arguments, settings
 
 # %% ../../nbs/measure/10_scoring.ipynb #33da6073
 def fingerprint(
@@ -63,6 +64,7 @@ def _each(task, name, judged):
     return m.each(judged["predictions"], judged["references"]) if hasattr(m, "each") else [None] * len(task)
 
 # %% ../../nbs/measure/10_scoring.ipynb #cb4a3362
+@known_arguments()
 def score(
     model, # whatever the task can ask
     tok, # its tokenizer
@@ -83,7 +85,7 @@ def score(
         raise TypeError(f"task is {type(task).__name__}; expected a task such as Translation(pairs), or the name of one.")
     if not hasattr(model, "parameters"): raise TypeError(f"model is {brief(model)}; expected one, such as load_model(...) gives.")
     if not hasattr(tok, "encode"): raise TypeError(f"tok is {brief(tok)}; expected the model's Tokenizer.")
-    if limit is not None and (not isinstance(limit, int) or limit < 1): raise ValueError(f"limit = {limit}; expected at least 1.")
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1): raise ValueError(f"limit = {limit}; expected at least 1.")
     if interval is not None and not 0 < interval < 1: raise ValueError(f"interval = {interval}; expected between 0 and 1, such as 0.95.")
     if batch_size < 1: raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
     task, model = task.take(limit) if limit else task, at_rest(model)
@@ -132,6 +134,7 @@ class Score:
         if not callable(task) and not hasattr(task, "predict"):
             raise TypeError(f"task is {type(task).__name__}; expected a task, or a function of the model. "
                             "A metric goes with a task: Score(task, metrics=['bleu']).")
+        for n in [metrics] if isinstance(metrics, str) else metrics or (): metric(n)          # a wrong name is said now
         self.task, self.tok, self.every, self.metrics, self.name = task, tok, every, metrics, name
         self.limit, self.size = limit, batch_size
 

@@ -248,7 +248,7 @@ class PerplexityMetric(Metric):
         if model is None or tok is None: raise ValueError(f"{self.main} asks a model: give model= and tok=.")
         return text_losses(model, tok, predictions, **options)
     def figures(self, total, n, **_):
-        p = Perplexity(total[0] / total[1], int(total[1]), int(total[2]))
+        p = Perplexity(float(total[0] / total[1]), int(total[1]), int(total[2]))
         return dict(perplexity=float(p), loss=p.loss, bits_per_byte=p.bits_per_byte)
 
 class BitsPerByte(PerplexityMetric):

@@ -32,7 +32,11 @@ class Task:
         records = [self.record(r, f"{self.name}: record {i}") for i, r in enumerate(self.records)]
         if not records: raise ValueError(f"{self.name} has no examples; expected at least one.")
         object.__setattr__(self, "records", records)
-    def record(self, r, where): return as_record(self.reads, r, where)
+    def record(self, r, where):
+        r = as_record(self.reads, r, where)
+        for f in fields(r):
+            if f.type is str and not isinstance(x := getattr(r, f.name), str): raise TypeError(f"{where}: its {f.name} is {brief(x)}; expected a string.")
+        return r
     def __len__(self): return len(self.records)
     def __repr__(self):
         more = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)[1:] if getattr(self, f.name) != f.default)

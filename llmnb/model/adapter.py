@@ -120,9 +120,8 @@ class _Reading:
         "What `unembed` makes logits of."
         given = self._given(ids, mask, cache, positions)
         if memory is not None:
-            from transformers.modeling_outputs import BaseModelOutput
             given = {k: v for k, v in given.items() if k in ("past_key_values", "use_cache")} | dict(
-                encoder_outputs=BaseModelOutput(last_hidden_state=memory.states), attention_mask=memory.mask, decoder_input_ids=ids)
+                encoder_outputs=_as_theirs(memory), attention_mask=memory.mask, decoder_input_ids=ids)
             return self.theirs(**given, **({} if mask is None else dict(decoder_attention_mask=mask))).logits
         if self.config.arch.pair: raise ValueError("this model writes about a source: model(src, tgt), or hidden(tgt, memory=model.read(src)).")
         if self.split: return self.theirs.base_model(input_ids=ids, **given).last_hidden_state
@@ -135,6 +134,12 @@ class _Reading:
     def _read(self, src, src_mask=None) -> Memory:
         "Let the encoder read the source."
         return Memory(self.encoder(input_ids=src, attention_mask=src_mask).last_hidden_state, src_mask)
+
+def _as_theirs(memory):
+    from transformers.modeling_outputs import BaseModelOutput
+    out = BaseModelOutput(last_hidden_state=memory.states)
+    out.router_logits = None                             # models with experts look for it
+    return out
 
 # %% ../../nbs/model/09_adapter.ipynb #96e6245a
 class _Looking:

@@ -117,7 +117,7 @@ class RunPicture:
 
 # %% ../../nbs/notebook/00_frames.ipynb #1a83ee0c
 _ended = ("done", "stopped", "failed")
-_known = {"step", "time", "loss", "valid_loss", "lr", "grad_norm", "tokens_per_second"}
+_known = {"step", "time", "loss", "valid_loss", "lr", "set_lr", "grad_norm", "tokens_per_second"}
 _most_probes = 6
 
 def _probes(row):

@@ -13,6 +13,7 @@ from IPython.display import display
 
 from ..decode.generate import stream
 from ..decode.reply import Generation, show_generation
+from ..decode.strategies import Strategy
 from .branches import Branch, check_place, other_word, prompt_of, reply_tree, side_by_side
 from ..device import pick_ui
 from ..display import Static, escape
@@ -34,6 +35,8 @@ def kept(
     return Static(f'<div class="llmnb-kept" style="max-width:880px">{still.html}</div>', still.text)
 
 # %% ../../nbs/notebook/04_playground.ipynb #03d2682b
+def _slides(strategy): return getattr(type(strategy), "decode", Strategy.decode) is Strategy.decode
+
 class Reply:
     "One reply, written in a thread that can be told to stop."
     def __init__(self,
@@ -41,7 +44,6 @@ class Reply:
         prompt:str, strategy, how:dict, # what `stream` is called with
         tell, # called with the reply at most twenty times a second, and once more when it is over
         leaves:tuple=(), # (Branch, at, id): it goes on from there, with another word
-        sliding:bool=True, # the oldest tokens are forgotten where the context ends
     ):
         self.prompt, self.tokens, self.out, self.end, self.seconds = prompt, [], None, "", 0.0
         self.parent, self.at, self.lead, given = None, 0, [], prompt
@@ -50,7 +52,7 @@ class Reply:
             self.lead = [other_word(*leaves, tok)]
             self.tokens = [_token(self.lead[0])]
         self.tell, self.over, self.began = tell, threading.Event(), time.perf_counter()
-        how = dict(how, strategy=strategy, sliding=sliding)
+        how = dict(how, strategy=strategy, sliding=_slides(strategy))    # the oldest tokens are forgotten where the context ends
         self.thread = threading.Thread(target=self._run, args=(model, tok, given, how), name="llmnb reply", daemon=True)
 
     def branch(self) -> Branch:
@@ -140,13 +142,10 @@ class _Replies:
 def _answer(
     play, # a `Playground`
     name:str, # of a strategy
-    room:int, # tokens that the context has left
 ) -> Generation:
     "What a strategy says to the prompt that stands in the box."
     how = dict(play.places, strategy=name)
-    several = hasattr(registry("strategies").get(name), "width")      # beams: several texts, which no context can follow
-    if several: how["max_new_tokens"] = max(1, min(room, how["max_new_tokens"]))
-    one = Reply(play.model, play.tok, str(how["prompt"]), *choose(how), lambda reply: None, sliding=not several)
+    one = Reply(play.model, play.tok, str(how["prompt"]), *choose(how), lambda reply: None)
     one.thread.start(); one.thread.join()
     if one.out is None: raise RuntimeError(f"{name}: {one.end}")
     return one.out
@@ -175,8 +174,7 @@ class Playground(_Replies):
         "The replies of several strategies to the prompt that stands in the box, side by side."
         with self.lock: self.stop().wait()
         self.places = dict(self.places, **places)
-        room = (self.model.config.ctx or 2048) - len(self.tok.encode(str(self.places["prompt"]))) - 1
-        return side_by_side({name: _answer(self, name, room) for name in strategies})
+        return side_by_side({name: _answer(self, name) for name in strategies})
 
     @property
     def tree(self) -> Static:
@@ -225,7 +223,7 @@ class View(_Told):
         playground, # whose dials and replies
     ):
         self.playground, self.number, self.sent, self.stored = playground, 0, 0, 0.0
-        strategies = {n: dials_of(n) for n in registry("strategies").names()}
+        strategies = {n: dials_of(n) for n in registry("strategies").names() if _alone(n)}
         sliders = {k: asdict(d) for k, d in dials.items()}
         self.widget = answer_while_busy(PlaygroundWidget(about=_about(playground.model), dials=sliders, strategies=strategies, places=playground.places))
         self.widget.on_msg(self.heard)
@@ -256,6 +254,11 @@ class View(_Told):
         self.comparing.start()
 
 # %% ../../nbs/notebook/04_playground.ipynb #56153e7e
+def _alone(name):
+    "Whether a strategy can be had for the asking: some need another model."
+    try: return choose(dict(strategy=name)) is not None
+    except Exception: return False
+
 def _about(model):
     "One line on a model."
     n = model.num_parameters()

@@ -85,12 +85,12 @@ class Watch:
         return dict(self.picture.frame(), controls=False)
 
     def show(self,
-        ui:str|None=None, # "live", "static" or "none"; by default what `pick_ui` finds
+        ui:str|None=None, # "live", "static", "text" or "none"; by default what `pick_ui` finds
     ) -> "Watch":
         "Draw it; where it still runs and the notebook is live, go on drawing."
         frame, ui = self.frame(), pick_ui(ui)
         if ui == "none": return self
-        if ui == "static" or frame["state"] != "running":
+        if ui != "live" or frame["state"] != "running":
             display(still(frame))
             return self
         self.widget = DashboardWidget(frame=frame)
@@ -116,7 +116,7 @@ class Watch:
 # %% ../../nbs/notebook/06_watch.ipynb #7dfd0a57
 def watch(
     run, # a run folder, or its name under `settings.runs_path`
-    ui:str|None=None, # "live", "static" or "none"; by default what `pick_ui` finds
+    ui:str|None=None, # "live", "static", "text" or "none"; by default what `pick_ui` finds
 ) -> Watch:
     "The dashboard of any run: finished, running elsewhere, or dead. Raises `FileNotFoundError` where there is none."
     from llmnb.train.run import run_path

@@ -60,8 +60,8 @@ class Question(Record):
     def __post_init__(self):
         for name in ("answers", "starts"): object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.answers) != len(self.starts):
-            raise ValueError(f"{len(self.answers)} answers but {len(self.starts)} starts in the question "
-                f"{self.question[:60]!r}.")
+            raise ValueError(f"{len(self.answers)} answers but {len(self.starts)} starts in the question {self.question[:60]!r}; expected "
+                "for each answer the character of the context where it begins, or -1 where it does not stand there.")
         for a, s in zip(self.answers, self.starts):
             if s >= 0 and self.context[s:s+len(a)] != a:
                 raise ValueError(f"The answer {a[:60]!r} does not stand at character {s} of the context of "

@@ -165,15 +165,17 @@ def _train(args, watched):
     said = None if Path(args.run).is_dir() else read_run_file(args.run, args.changes)
     if args.fsdp: os.environ["LLMNB_FSDP"] = "true"
     import torch
-    from llmnb.device import pick_device
+    from llmnb.device import pick_device, pick_ui
     from llmnb.train.ranks import join
-    from llmnb.train.run import RunError, RunFolder
+    from llmnb.train.run import RunError, RunFolder, shown
     from llmnb.train.trainer import Trainer
     if said is None and args.changes: raise RunFileError("KEY=VALUE changes a file; a run that was started stays as it is.")
     device = args.device or (said["train"].get("device") if said else RunFolder(args.run).config["train"]["device"])
     ranks = join(pick_device(device))
     run = ranks.share(str(start(said) if said else Path(args.run)) if ranks.main else None)
-    with _term_asks(): Trainer.reopen(run, device=args.device).fit()
+    t = Trainer.reopen(run, device=args.device)
+    if t.state == "done" and ranks.main and pick_ui() != "none": print(f"done already, at step {t.step} of {t.steps}  in {shown(t.run)}")
+    with _term_asks(): t.fit()
     return 0
 
 @contextmanager

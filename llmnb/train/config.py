@@ -9,7 +9,7 @@ __all__ = ['called_elsewhere', 'default_batch_size', 'default_lr', 'default_warm
 # %% ../../nbs/train/05_config.ipynb #c0d2920d
 import inspect, math, os, shutil
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -74,12 +74,12 @@ class TrainConfig:
 
 # %% ../../nbs/train/05_config.ipynb #50c7988f
 def _whole(name, value, low=1):
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise ValueError(f"{name} = {value!r}: expected a whole number from {low}.")
-    return value
+    return int(value)
 
 def _positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
         raise ValueError(f"{name} = {value!r}: expected a number above 0.")
     return float(value)
 

@@ -125,6 +125,8 @@ class Engine(_Clips):
         self.accelerator = accelerator_for(device, dtype)
         self.net = wrap(LossNet(model, compile and not ranks.sharded, zloss), self.accelerator, ranks)
         self.plain_optimizer = optimizer(model, lr)
+        if not isinstance(self.plain_optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer: {optimizer!r} gave a {type(self.plain_optimizer).__name__}; expected a torch.optim.Optimizer.")
         self.optimizer = self.accelerator.prepare_optimizer(self.plain_optimizer, device_placement=False)
         self.scales = [g["lr"] / lr for g in self.plain_optimizer.param_groups]     # groups may have different rates
 

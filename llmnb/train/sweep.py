@@ -30,6 +30,8 @@ class Between:
     log:bool = False # whether factors count, not differences
     whole:bool = False # only whole numbers
     def __post_init__(self):
+        if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (self.low, self.high)):
+            raise ValueError(f"{self}: expected numbers.")
         if not self.low < self.high or self.log and self.low <= 0:
             raise ValueError(f"{self}: expected low < high" + (", and above 0 on a logarithmic scale." if self.log else "."))
     def at(self, x:float): # 0 to 1 -> a number of the range
@@ -111,6 +113,16 @@ def run_trial(
     return trial
 
 # %% ../../nbs/train/08_sweep.ipynb #c6a8e7b0
+def _check_plain(make_trainer, name, trials, seed):
+    "What is wrong whatever is searched, and how."
+    if not callable(make_trainer):
+        raise SweepError(f"make_trainer: expected a function that makes a Trainer, not a {type(make_trainer).__name__}.")
+    if not isinstance(name, str) or not name.strip() or Path(name).name != name:
+        raise SweepError(f"name = {name!r}: expected the name of one folder, such as 'rates'.")
+    for what, value, least in (("trials", trials, 1), ("seed", seed, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise SweepError(f"{what} = {value!r}: expected a whole number from {least}.")
+
 def _check(make_trainer, space, how, trials):
     if how not in searches:
         raise SweepError(f"how = {how!r}: expected {', '.join(searches)}. {did_you_mean(how, searches)}".strip())
@@ -157,6 +169,7 @@ def sweep(
     seed:int|None=None, # of the search; by default settings.seed
 ) -> "Sweep":
     "Train a trainer for each point of a search. Run again, it goes on; an interrupt stops it with a checkpoint."
+    _check_plain(make_trainer, name, trials, seed)
     _check(make_trainer, space, how, trials)
     seed, done = settings.seed if seed is None else seed, []
     folder = settings.runs_path.absolute()/"sweep"/name

@@ -166,7 +166,7 @@ class Profile:
         if self._prof is not None: self._finish(t)
 
     def _start(self, t):
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")      # it would write to stderr
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")      # it would write to stderr
         from torch.profiler import ProfilerActivity, profile
         kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (next(t.model.parameters()).device.type == "cuda")
         self._prof = profile(activities=kinds); self._prof.start(); self._from = t.step
