@@ -98,7 +98,7 @@ def test_gradients_equal_transformers(config, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path).train()
     a, b = theirs(ids, labels=ids).loss, ours.loss(batch(ids))
-    assert abs(a - b) < 1e-5                                             # transformers takes the loss in float32
+    assert abs(a - b) < 1e-6 * abs(a)                                    # transformers takes the loss in float32
     plain = torch.nn.functional.cross_entropy(theirs(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     plain.backward(); b.backward()
     shadow = Transformer(config).double()

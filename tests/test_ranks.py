@@ -54,7 +54,9 @@ def make(path, run, **kw):
 
 def curve(t): return [r["loss"] for r in t.rows if "loss" in r], [r["valid_loss"] for r in t.rows if "valid_loss" in r]
 def norms(t): return [r["grad_norm"] for r in t.rows if "loss" in r]
-def apart(a, b): return max(abs(x - y) for x, y in zip([*a[0], *a[1]], [*b[0], *b[1]], strict=True))
+def apart(a, b):
+    "The largest difference of two curves, as a share of the loss: an absolute one would be one rounding of a loss of eight."
+    return max(abs(x - y) / abs(x) for x, y in zip([*a[0], *a[1]], [*b[0], *b[1]], strict=True))
 
 
 def _forms(paths, folder, size):
@@ -96,7 +98,7 @@ def two(datas, tmp_path_factory):
 def check_equal(one, said):
     for name, t in one.items():
         for form in ("ddp", "fsdp"):
-            for rank in said: assert apart(rank[name, form], curve(t)) < 1e-5, (name, form)
+            for rank in said: assert apart(rank[name, form], curve(t)) < 1e-6, (name, form)
 
 
 def test_two_processes_have_the_losses_of_one(one, two): check_equal(one, two[1])
@@ -141,7 +143,7 @@ def test_parts_of_two_processes_go_on_in_one(one, two):
     assert damage(last) is None and not in_shards(last) and (last/"model.safetensors").exists()
     plain = Trainer.reopen(back.run)
     assert all(map(torch.equal, plain.model.state_dict().values(), back.model.state_dict().values()))
-    assert back.step == 5 and apart(curve(back.fit()), curve(one["text"])) < 1e-5 and back.state == "done"
+    assert back.step == 5 and apart(curve(back.fit()), curve(one["text"])) < 1e-6 and back.state == "done"
 
 
 # ---- a process is killed
@@ -356,7 +358,7 @@ def test_four_processes_have_the_losses_of_one_and_their_parts_go_on_in_two_and_
         t = Trainer.reopen(run, callbacks=[Stop()]).fit()
         return t.step, in_shards(newest(t.folder))
     assert launch(one_more, 2, strategy="fsdp", args=(str(run),)) == [(6, True)] * 2
-    assert apart(curve(Trainer.reopen(run).fit()), curve(one["text"])) < 1e-5
+    assert apart(curve(Trainer.reopen(run).fit()), curve(one["text"])) < 1e-6
 
 
 @pytest.mark.slow
@@ -369,4 +371,4 @@ def test_the_same_run_from_a_shell(words, one, datas, tmp_path):
     ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.count("validation loss") == 2                             # the main one writes, and nobody else
-    assert apart(curve(Trainer.reopen(tmp_path/"run")), curve(one["text"])) < 1e-5
+    assert apart(curve(Trainer.reopen(tmp_path/"run")), curve(one["text"])) < 1e-6
