@@ -114,6 +114,19 @@ def test_data_for_this_kind_of_model(packs, tmp_path):
         assert Trainer(model, packs[objective], steps=1, batch_size=2, run=tmp_path / f"{n}").fit().state == "done"
 
 
+def test_a_schedule_that_has_its_numbers_when_the_run_begins(packs, tmp_path):
+    "An object that also looks at the run, and a function of something that is not there yet, are not asked before the first step."
+    class Clock(Callback):
+        def on_start(self, t): self.whole = t.steps
+        def __call__(self, step): return 1 - step / self.whole
+    clock, later = Clock(), {}
+    class Late(Callback):
+        def on_start(self, t): later["whole"] = t.steps
+    for n, (schedule, callback) in enumerate([(clock, clock), (lambda step: 1 - step / later["whole"], Late())]):
+        t = Trainer(net(), packs["causal"], steps=4, batch_size=2, lr=1.0, schedule=schedule, callbacks=[callback], run=tmp_path / f"{n}").fit()
+        assert t.history["lr"].dropna().tolist() == [1.0, 0.75, 0.5, 0.25]
+
+
 @pytest.fixture
 def stopped(packs, tmp_path):
     class Stop(Callback):

@@ -10,6 +10,7 @@ __all__ = ['called_elsewhere', 'default_batch_size', 'default_lr', 'default_warm
 import inspect, math, os, shutil
 from dataclasses import dataclass
 from numbers import Integral, Real
+from types import FunctionType
 from pathlib import Path
 
 import torch
@@ -282,8 +283,11 @@ def _check_multiplier(schedule):
     if isinstance(schedule, type):
         raise TypeError(f"schedule: {schedule.__name__} is a class; make one, {schedule.__name__}(steps), or give its name.")
     _callable("schedule", schedule)
-    try: first = schedule(0)
+    if not isinstance(schedule, FunctionType): return schedule      # an object may know its numbers only when the run has begun
+    try: inspect.signature(schedule).bind(0)
     except TypeError as e: raise TypeError(f"schedule: {e}. Expected a function of the step's number.") from None
+    try: first = schedule(0)
+    except Exception: return schedule                               # it is told at the first step
     if isinstance(first, bool) or not isinstance(first, Real) or not 0 <= first < math.inf:
         raise ValueError(f"schedule: gives {first!r} for step 0; expected a multiplier of the rate, a number from 0.")
     return schedule
